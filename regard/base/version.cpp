@@ -1,0 +1,7 @@
+#include "regard/base/version.h"
+
+namespace regard {
+
+const char* version() { return REGARD_VERSION; }
+
+}  // namespace regard
