@@ -1,0 +1,85 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "regard/algebra/spec.h"
+
+/// Blocked attention on pointers and strides; nothing of torch.
+namespace regard::kernels {
+
+/// A (B, H, L, D) array read through strides, in elements; a stride of 0 broadcasts.
+template <class T>
+struct Array4 {
+  T* data = nullptr;
+  int64_t batch = 0, head = 0, row = 0, column = 0;  ///< strides
+};
+
+enum class Element : uint8_t { boolean, int32, int64, float32, float64 };
+
+/// A captured tensor, any rank, any strides (in elements). `gradient` is contiguous, zeroed by the caller, or null.
+struct Capture {
+  std::string name;
+  const void* data = nullptr;
+  Element element = Element::float32;
+  std::vector<int64_t> sizes, strides;
+  void* gradient = nullptr;  ///< of the call's T
+};
+
+/// An extra pair of operands of a named dot: (B, Hx, M, Dx) and (B, Hx, N, Dx).
+template <class T>
+struct Operand {
+  std::string name;
+  Array4<const T> q, k;
+  int64_t heads = 1, width = 0;
+  T* q_gradient = nullptr;   ///< contiguous (B, Hx, M, Dx), zeroed by the caller, or null
+  T* k_gradient = nullptr;
+};
+
+/// One call. T is float or double; statistics and accumulators are T.
+template <class T>
+struct Attention {
+  int64_t B = 0, H = 0, Hk = 0, M = 0, N = 0, Dh = 0, Dv = 0;
+  int64_t query_offset = 0;
+  double scale = 1;
+  const AttentionSpec* spec = nullptr;       ///< resolved, softmax, without pair outputs and dropout
+  Array4<const T> q, k, v;                   ///< (B,H,M,Dh) (B,Hk,N,Dh) (B,Hk,N,Dv)
+  std::vector<Capture> captures;             ///< in the order of spec->captures()
+  std::vector<Operand<T>> operands;          ///< in the order of spec->operands()
+  const T* sinks = nullptr;                  ///< contiguous (H, S)
+  int64_t sink_count = 0;
+  Array4<T> o;                               ///< (B,H,M,Dv), written
+  T* lse = nullptr;                          ///< contiguous (B,H,M), natural logarithm; -inf for a row without keys
+};
+
+/// What the backward adds. Gradients are contiguous and zeroed by the caller; any may be null (not wanted).
+template <class T>
+struct AttentionGradient {
+  Array4<const T> grad_o;                    ///< (B,H,M,Dv)
+  const T* grad_lse = nullptr;               ///< contiguous (B,H,M), or null for zero
+  Array4<const T> o;                         ///< the forward's output
+  const T* lse = nullptr;                    ///< the forward's, contiguous (B,H,M)
+  T* q = nullptr;                            ///< (B,H,M,Dh)
+  T* k = nullptr;                            ///< (B,Hk,N,Dh)
+  T* v = nullptr;                            ///< (B,Hk,N,Dv)
+  T* sinks = nullptr;                        ///< (H,S)
+};
+
+/// Why the blocked kernel cannot run this spec ("normalizer sigmoid"), or "" when it can.
+std::string refusal(const AttentionSpec& resolved);
+
+/// o_i = sum_j softmax_j(score_ij) weight_ij v_j over the kept pairs; see AttentionSpec.
+/// Throws regard::Error when a capture is read out of range where `keep` holds.
+template <class T>
+void attention_forward(const Attention<T>& call);
+
+/// Gradients of o and lse with respect to q, k, v, operands, sinks and captures. `call.o` and `call.lse` are not read.
+/// Bits depend neither on threads nor on batch-mates.
+template <class T>
+void attention_backward(const Attention<T>& call, const AttentionGradient<T>& gradient);
+
+/// The instruction set that the dispatcher chose: "avx512", "avx2" or "baseline". REGARD_ISA forces a lower one.
+std::string isa();
+
+}  // namespace regard::kernels

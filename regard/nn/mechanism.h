@@ -1,0 +1,101 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "regard/nn/context.h"
+#include "regard/nn/fields.h"
+#include "regard/nn/weights.h"
+
+/// A mechanism is a pure function of weights. It is declared by one struct:
+///
+///     struct MyPool {
+///       struct Config { int64_t width = 0; void fields(Fields& f); void validate() const; };
+///       static Info info();
+///       static void declare(const Config& config, Declaration& weights);
+///       static at::Tensor forward(const Config& config, const Weights& weights, const at::Tensor& x, Context& context);
+///     };
+///
+/// and registered by one line in its source: REGARD_MECHANISM(MyPool). Everything else (the C++ and Python modules,
+/// checkpoints, the arena, `regard list`, `regard check`) follows from that.
+namespace regard {
+
+/// An input beside x, or an output beside the main one.
+struct Port {
+  std::string name;
+  std::string doc;       ///< shape, dtype, meaning
+};
+
+/// How cases computed by the official code (safetensors, see tests/golden) map to this mechanism. Keys of the case's
+/// configuration are the official code's; those not listed keep their names.
+struct Golden {
+  std::vector<std::pair<std::string, std::string>> config;   ///< official key -> ours; "" drops the key
+  std::string fixed;                                         ///< JSON object merged over the configuration ("parity": true)
+  std::vector<std::pair<std::string, std::string>> inputs;   ///< in.NAME -> our input ("x" or a Port)
+  std::vector<std::pair<std::string, std::string>> outputs;  ///< out.NAME -> our output ("" is the main one)
+  std::vector<std::pair<std::string, std::string>> weights;  ///< prefix of param.NAME -> ours
+};
+
+enum class Role : uint8_t { mixer, pool, host };
+
+struct Info {
+  std::string id;        ///< "simpool", as in the catalog
+  std::string family;    ///< pooling, dense, sparse, linear, routing, vision, ...
+  Role role = Role::mixer;  ///< mixer (B, N, D) -> (B, N, D); pool (B, N, D) -> (B, D); host: a model of its own
+  std::string title;     ///< one line
+  std::string equation;  ///< one line
+  std::string paper;     ///< authors, year, title
+  std::vector<Port> inputs;
+  std::vector<Port> outputs;
+  bool needs_grid = false;
+  bool takes_prefix = true;   ///< has a place for tokens outside the grid
+  bool needs_prefix = false;  ///< reads token 0 as the class token
+  bool couples_batch = false; ///< a sample's result may depend on its batch-mates
+  /// Configurations (JSON) small enough to check in a second, each with every required key; width 8 to 16.
+  std::vector<std::string> examples;
+  Golden golden;
+};
+
+/// One configuration of a mechanism: pure, immutable, shared.
+class Instance {
+ public:
+  virtual ~Instance() = default;
+  virtual const Info& info() const = 0;
+  virtual const std::string& config() const = 0;                       ///< canonical JSON, defaults filled in
+  virtual const std::vector<WeightDeclaration>& weights() const = 0;
+  /// Main output; checks x, the weights' shapes and the context before anything is computed.
+  virtual at::Tensor forward(at::TensorList weights, const at::Tensor& x, Context& context) const = 0;
+};
+
+class Mechanism {
+ public:
+  virtual ~Mechanism() = default;
+  virtual const Info& info() const = 0;
+  /// Parses and validates once per text (kept for the life of the process).
+  virtual std::shared_ptr<const Instance> configure(const std::string& config_json) const = 0;
+  virtual std::vector<Port> config_fields() const = 0;                 ///< name and documentation of each field
+  virtual std::string default_config() const = 0;                     ///< JSON
+};
+
+// The registry.
+const Mechanism& mechanism(const std::string& id);                     ///< throws with the nearest name
+bool has_mechanism(const std::string& id);
+std::vector<const Mechanism*> mechanisms();                            ///< sorted by family, then id
+void register_mechanism(std::unique_ptr<Mechanism> mechanism);         ///< throws when the id is taken
+void load_plugin(const std::string& library);                          ///< opens a shared library that registers more
+std::string registry_json();
+
+/// The op behind every owner: torch.ops.regard.mechanism, through the dispatcher. Returns the main output, then the
+/// outputs named in context.wanted, in that order.
+std::vector<at::Tensor> run(const Instance& instance, at::TensorList weights, const at::Tensor& x, const Context& context);
+
+/// Fresh weights in declared order (float32 unless said), from torch's default generator or the given one.
+std::vector<at::Tensor> initialize(const Instance& instance, const at::TensorOptions& options = {},
+                                   std::optional<at::Generator> generator = std::nullopt);
+
+}  // namespace regard
+
+#include "regard/nn/register.h"
