@@ -33,10 +33,12 @@ set(CMAKE_ARCHIVE_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/lib")
 if(REGARD_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
   find_program(REGARD_CCACHE_PROGRAM ccache)
   if(REGARD_CCACHE_PROGRAM)
-    # ccache refuses sources that use a precompiled header unless it is told to be this sloppy.
+    # ccache refuses sources that use a precompiled header unless it is told to be this sloppy. Paths
+    # relative to the checkout let all its build trees share what was compiled.
     set(CMAKE_CXX_COMPILER_LAUNCHER
         "${CMAKE_COMMAND}" -E env
         "CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime"
+        "CCACHE_BASEDIR=${CMAKE_SOURCE_DIR}"
         "${REGARD_CCACHE_PROGRAM}")
     if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
       add_compile_options(-fpch-preprocess)

@@ -32,7 +32,7 @@ if(NOT TorchWheel_DIRECTORY)
       OUTPUT_VARIABLE TorchWheel_DIRECTORY ERROR_QUIET)
   endif()
   if(NOT TorchWheel_DIRECTORY)
-    set(_torch_reason "no torch package in the Python given (Python_EXECUTABLE='${Python_EXECUTABLE}'); name an interpreter that has it, or its torch folder in REGARD_TORCH_DIR")
+    set(_torch_reason "no torch package in the Python given (Python_EXECUTABLE='${Python_EXECUTABLE}')")
   endif()
 endif()
 
@@ -58,7 +58,7 @@ if(TorchWheel_DIRECTORY)
   elseif(NOT _torch_reason AND
          (TorchWheel_VERSION VERSION_LESS TorchWheel_MINIMUM OR
           NOT TorchWheel_VERSION VERSION_LESS TorchWheel_BELOW))
-    set(_torch_reason "torch ${TorchWheel_VERSION} in ${TorchWheel_DIRECTORY}, outside >=${TorchWheel_MINIMUM},<${TorchWheel_BELOW}")
+    set(_torch_reason "torch ${TorchWheel_VERSION} in ${TorchWheel_DIRECTORY}")
   endif()
 endif()
 
@@ -80,16 +80,15 @@ if(NOT _torch_reason AND REGARD_CUDA AND NOT TorchWheel_HAS_CUDA)
   set(_torch_reason "REGARD_CUDA=ON, but no lib/libtorch_cuda.so in ${TorchWheel_DIRECTORY}")
 endif()
 
+if(_torch_reason AND TorchWheel_FIND_REQUIRED)
+  message(FATAL_ERROR "[regard] expected torch >=${TorchWheel_MINIMUM},<${TorchWheel_BELOW} in the interpreter "
+    "Python_EXECUTABLE or as the folder REGARD_TORCH_DIR; found ${_torch_reason}")
+endif()
 include(FindPackageHandleStandardArgs)
 if(_torch_reason)
-  set(TorchWheel_usable FALSE)
-else()
-  set(TorchWheel_usable TRUE)
+  set(TorchWheel_DIRECTORY TorchWheel_DIRECTORY-NOTFOUND)
 endif()
-find_package_handle_standard_args(TorchWheel
-  REQUIRED_VARS TorchWheel_DIRECTORY TorchWheel_usable
-  VERSION_VAR TorchWheel_VERSION
-  REASON_FAILURE_MESSAGE "[regard] ${_torch_reason}")
+find_package_handle_standard_args(TorchWheel REQUIRED_VARS TorchWheel_DIRECTORY VERSION_VAR TorchWheel_VERSION)
 
 if(TorchWheel_FOUND AND NOT TARGET Torch::Torch)
   add_library(Torch::c10 SHARED IMPORTED)

@@ -9,8 +9,7 @@ file(MAKE_DIRECTORY "${REGARD_LINKED_HEADERS}")
 # Finds HEADER, whose package is PACKAGE on Debian, and links its FOLDER.
 function(regard_link_headers folder header package)
   find_path(REGARD_${folder}_INCLUDE "${folder}/${header}"
-            HINTS "${REGARD_THIRD_PARTY}" "${REGARD_THIRD_PARTY}/include" "${REGARD_THIRD_PARTY}/${folder}/include"
-            NO_CMAKE_FIND_ROOT_PATH)
+            HINTS "${REGARD_THIRD_PARTY}" "${REGARD_THIRD_PARTY}/include" "${REGARD_THIRD_PARTY}/${folder}/include")
   if(NOT REGARD_${folder}_INCLUDE)
     message(FATAL_ERROR "[regard] expected the header <${folder}/${header}> (Debian and Ubuntu: ${package}) "
                         "in the system's include folders or under REGARD_THIRD_PARTY; found neither")

@@ -1,0 +1,69 @@
+"""The install tree serves other projects: a consumer, a program of the kernels alone, a plug-in."""
+
+import re
+import sys
+
+from cmake_helpers import ROOT, build_project, clean_environment, run
+
+
+def needed(binary):
+    """The libraries that a binary names itself."""
+    return re.findall(r"NEEDED.*\[(.+)\]", run("readelf", "-d", binary))
+
+
+def test_tree_holds_headers_libraries_data_and_package(install_tree):
+    for path in ("include/regard/base/version.h", "include/regard/algebra/spec.h",
+                 "include/regard/ops/attention.h", "lib/libregard.so", "lib/libregard_kernels.so",
+                 "lib/cmake/Regard/RegardConfig.cmake", "lib/cmake/Regard/FindTorchWheel.cmake",
+                 "share/regard/LICENSE"):
+        assert (install_tree / path).exists(), path
+    sources = [p for p in (install_tree / "include").rglob("*") if p.is_file() and p.suffix != ".h"]
+    assert sources == []
+
+
+def test_consumer_builds_and_attends(install_tree, tmp_path, torch_options):
+    build_project(ROOT / "examples" / "consumer", tmp_path, install_tree, *torch_options)
+    assert "largest difference" in run(tmp_path / "consumer", env=clean_environment())
+
+
+def test_consumer_finds_the_torch_of_the_build_by_itself(install_tree, tmp_path):
+    output = run("cmake", "-G", "Ninja", "-S", ROOT / "examples" / "consumer", "-B", tmp_path,
+                 f"-DCMAKE_PREFIX_PATH={install_tree}", env=clean_environment())
+    assert "Found TorchWheel" in output
+
+
+def test_consumer_with_another_torch_is_refused(install_tree, tmp_path, fake_torch):
+    torch = fake_torch("2.12.0")
+    output = build_project(ROOT / "examples" / "consumer", tmp_path / "build", install_tree,
+                           f"-DREGARD_TORCH_DIR={torch}", expect=1)
+    assert re.search(r"expected\s+torch\s+2\.\d+,\s+with\s+which\s+this\s+Regard\s+was\s+built;\s+found\s+2\.12\.0",
+                     output), output
+
+
+def test_kernels_alone_need_no_torch(install_tree, tmp_path):
+    # An interpreter that does not exist: looking for torch would fail.
+    build_project(ROOT / "examples" / "kernels_only", tmp_path, install_tree, "-DPython_EXECUTABLE=/nonexistent")
+    program = tmp_path / "kernels_only"
+    loaded = run("ldd", program)
+    assert "libregard_kernels" in loaded
+    assert not re.search(r"torch|c10|python|gomp", loaded), loaded
+    assert run(program, env=clean_environment()).strip()
+
+
+def test_libraries_bring_no_second_openmp_runtime(install_tree):
+    for name in ("libregard.so", "libregard_kernels.so"):
+        assert not [lib for lib in needed(install_tree / "lib" / name) if re.search("gomp|omp5|iomp", lib)]
+
+
+def test_plugin_is_loaded_by_name(install_tree, tmp_path, torch_options):
+    build_project(ROOT / "examples" / "plugin", tmp_path, install_tree, *torch_options)
+    script = ("import json, sys, torch; torch.ops.load_library(sys.argv[1]); "
+              "print(*(m['id'] for m in json.loads(torch.ops.regard.registry())))")
+
+    def ids(**variables):
+        return set(run(sys.executable, "-c", script, install_tree / "lib" / "libregard.so", cwd=tmp_path,
+                       env=clean_environment(**variables)).split())
+
+    before = ids()
+    after = ids(REGARD_PLUGINS=str(tmp_path / "libregard_plugin.so"))
+    assert before and len(after - before) == 1 and before <= after
