@@ -29,10 +29,11 @@ struct Context {
   std::vector<std::string> wanted;
   std::map<std::string, at::Tensor> outputs;
 
-  /// An int64 scalar seed for the random stream `name`, replayable from `seed` (drawn from torch's generator when the
-  /// caller gave none).
+  /// An int64 scalar seed for the next random stream `name`, replayable from `seed` (drawn from torch's generator when
+  /// the caller gave none). The n-th call gives the n-th stream.
   at::Tensor stream(const std::string& name);
   at::Tensor seed;
+  int64_t streams = 0;              ///< handed out so far
 };
 
 }  // namespace regard

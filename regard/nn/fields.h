@@ -18,7 +18,8 @@ namespace regard {
 ///       }
 ///     };
 ///
-/// From it come JSON in and out, unknown-key errors with suggestions, and the documentation.
+/// From it come JSON in and out, unknown-key errors with suggestions, and the documentation. A member `width` is the
+/// model width D: it must be given (> 0), and x is checked against it.
 class Fields {
  public:
   virtual ~Fields() = default;

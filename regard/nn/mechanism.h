@@ -29,6 +29,12 @@ struct Port {
   std::string doc;       ///< shape, dtype, meaning
 };
 
+/// A member of a Config as `Fields` sees it.
+struct ConfigField : Port {
+  std::string type;          ///< "bool", "int", "float", "str", "float | null", "int | null", "list of int", ...
+  std::string default_json;  ///< "1e-06", "null", "\"auto\""
+};
+
 /// How cases computed by the official code (safetensors, see tests/golden) map to this mechanism. Keys of the case's
 /// configuration are the official code's; those not listed keep their names.
 struct Golden {
@@ -51,6 +57,7 @@ struct Info {
   std::vector<Port> inputs;
   std::vector<Port> outputs;
   bool needs_grid = false;
+  bool takes_maps = false;    ///< x may also be (B, D, H, W) or (B, D, T, H, W)
   bool takes_prefix = true;   ///< has a place for tokens outside the grid
   bool needs_prefix = false;  ///< reads token 0 as the class token
   bool couples_batch = false; ///< a sample's result may depend on its batch-mates
@@ -76,7 +83,7 @@ class Mechanism {
   virtual const Info& info() const = 0;
   /// Parses and validates once per text (kept for the life of the process).
   virtual std::shared_ptr<const Instance> configure(const std::string& config_json) const = 0;
-  virtual std::vector<Port> config_fields() const = 0;                 ///< name and documentation of each field
+  virtual std::vector<ConfigField> config_fields() const = 0;          ///< in declared order
   virtual std::string default_config() const = 0;                     ///< JSON
 };
 

@@ -1,0 +1,102 @@
+// torch.ops.regard.mechanism and its kin: the door to every mechanism for Python, exported programs and C++ owners.
+//
+// `mechanism` is composite (implicit): it owns no derivative and no fake kernel, and traces down to the kernel ops.
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+#include <nlohmann/json.hpp>
+
+#include "regard/base/error.h"
+#include "regard/nn/mechanism.h"
+#include "regard/ops/boundary.h"
+
+namespace regard {
+namespace {
+
+constexpr const char* mechanism_schema =
+    "mechanism(str id, str config, Tensor[] weights, Tensor x, Tensor[]? inputs=None, str[]? input_names=None, "
+    "SymInt[] grid=[], int prefix=0, bool training=False, Tensor? seed=None, str[]? outputs=None, "
+    "str path=\"auto\") "
+    "-> Tensor[]";
+
+using Strings = std::vector<std::string>;
+// Lists whose default is none: schemas have no literal for an empty list of tensors or strings.
+using OptionalTensors = std::optional<std::vector<at::Tensor>>;
+using OptionalStrings = std::optional<Strings>;
+
+Context context_of(const std::string& id, const OptionalTensors& inputs, const OptionalStrings& names) {
+  const std::vector<at::Tensor> tensors = inputs.value_or(std::vector<at::Tensor>());
+  const Strings keys = names.value_or(Strings());
+  if (tensors.size() != keys.size())
+    fail(id, "one name for each of the " + std::to_string(tensors.size()) + " inputs", std::to_string(keys.size()));
+  Context context;
+  for (size_t i = 0; i < keys.size(); ++i)
+    if (!context.inputs.emplace(keys[i], tensors[i]).second) fail(id, "each input once", "'" + keys[i] + "' twice");
+  return context;
+}
+
+std::vector<at::Tensor> mechanism_op(std::string id, std::string config, at::TensorList weights, const at::Tensor& x,
+                                     OptionalTensors inputs, OptionalStrings input_names, c10::SymIntArrayRef grid,
+                                     int64_t prefix, bool training, const std::optional<at::Tensor>& seed,
+                                     OptionalStrings outputs, std::string path) {
+  const auto instance = mechanism(id).configure(config);
+  Context context = context_of(id, inputs, input_names);
+  context.training = training;
+  context.grid = grid.vec();
+  context.prefix = prefix;
+  context.path = path;
+  context.wanted = outputs.value_or(Strings());
+  if (seed) context.seed = *seed;
+  std::vector<at::Tensor> results{instance->forward(weights, x, context)};
+  for (const auto& name : context.wanted) results.push_back(context.outputs.at(name));
+  return results;
+}
+
+std::vector<at::Tensor> initialize_op(std::string id, std::string config, std::optional<at::ScalarType> dtype,
+                                      std::optional<at::Device> device, std::optional<at::Generator> generator) {
+  return initialize(*mechanism(id).configure(config), at::TensorOptions().dtype(dtype).device(device), generator);
+}
+
+std::string declare_op(std::string id, std::string config) {
+  const auto instance = mechanism(id).configure(config);
+  auto weights = nlohmann::json::array();
+  for (const auto& weight : instance->weights())
+    weights.push_back({{"name", weight.name}, {"shape", weight.shape}, {"buffer", weight.buffer}, {"alias", weight.alias}});
+  return nlohmann::json{{"config", nlohmann::json::parse(instance->config())}, {"weights", weights}}.dump();
+}
+
+std::string registry_op() { return registry_json(); }
+
+void load_plugin_op(std::string library) { load_plugin(library); }
+
+TORCH_LIBRARY_FRAGMENT(regard, library) {
+  library.def(mechanism_schema, guarded<&mechanism_op>);
+  library.def("initialize(str id, str config, ScalarType? dtype=None, Device? device=None, Generator? generator=None) "
+              "-> Tensor[]", guarded<&initialize_op>);
+  library.def("declare(str id, str config) -> str", guarded<&declare_op>);
+  library.def("registry() -> str", guarded<&registry_op>);
+  library.def("load_plugin(str library) -> ()", guarded<&load_plugin_op>);
+}
+
+}  // namespace
+
+std::vector<at::Tensor> run(const Instance& instance, at::TensorList weights, const at::Tensor& x,
+                            const Context& context) {
+  std::vector<at::Tensor> inputs;
+  Strings names;
+  for (const auto& [name, tensor] : context.inputs) {
+    if (!tensor.defined()) continue;
+    inputs.push_back(tensor);
+    names.push_back(name);
+  }
+  const std::optional<at::Tensor> seed = context.seed.defined() ? std::make_optional(context.seed) : std::nullopt;
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("regard::mechanism", "").typed<decltype(mechanism_op)>();
+  return rethrow_as_error([&] {
+    return op.call(instance.info().id, instance.config(), weights, x, inputs, names, context.grid, context.prefix,
+                   context.training, seed, context.wanted, context.path);
+  });
+}
+
+}  // namespace regard
