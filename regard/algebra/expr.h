@@ -1,8 +1,11 @@
 #pragma once
 
+#include <concepts>
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 /// The algebra of attention: expressions over one pair (batch, head, query, key).
@@ -17,8 +20,14 @@
 ///
 /// Types: boolean, integer (32 bits in kernels), real (float32 in kernels, float64 in the reference). Mixed
 /// arithmetic promotes boolean < integer < real as torch does; `/` of integers is real; comparisons give boolean.
-/// `//` is `floor_div` and `%` is `%`, both rounding toward minus infinity as in Python.
+/// Of two booleans `+` and max are or, `*` and min are and (as in torch); their other arithmetic is refused.
+/// `//` is `floor_div` and `%` is `%`, both rounding toward minus infinity as in Python; by the integer 0 they give 0.
+/// min and max pass NaN on. A cast of a real to integer truncates; a cast to boolean is `!= 0`.
 /// Derivatives: min and max split ties evenly; abs'(0) = 0; `where` passes nothing to the branch not chosen.
+///
+/// What evaluators may rely on: promotion inserts casts, so the operands of arithmetic, of comparisons and the
+/// branches of `where` have one type; comparisons and arithmetic never see booleans; no cast goes to boolean or to
+/// its own type; `floor` is real; exp to sin and div are real.
 /// Two expressions are equal when their printed (JSON) forms are.
 namespace regard {
 
@@ -45,23 +54,26 @@ class Expr;
 
 /// One immutable node. `args` are its operands in order; the remaining fields belong to leaves only.
 struct Node {
-  Op op;
-  Type type;
+  Op op = Op::constant;
+  Type type = Type::real;
   std::vector<Expr> args;
   double number = 0;         ///< constant
   std::string name;          ///< capture: its name; dot: operand name, "" for the call's own q and k
   int64_t begin = 0;         ///< dot: first feature
   int64_t end = -1;          ///< dot: one past the last feature, -1 for all
   int64_t only_head = -1;    ///< dot: this operand head for all query heads, -1 for h // (H / Hx)
+
+  ~Node();  ///< releases deep chains without recursion
 };
 
 class Expr {
  public:
   Expr() = default;                              ///< empty: "use the default"
-  Expr(double value);                            ///< real constant
-  Expr(int value);                               ///< integer constant
-  Expr(int64_t value);                           ///< integer constant
-  Expr(bool value);                              ///< boolean constant
+  template <std::floating_point T>
+  Expr(T value) : Expr(literal(static_cast<double>(value), Type::real)) {}   ///< real constant
+  template <std::integral T>
+  Expr(T value)                                                              ///< integer (boolean) constant
+      : Expr(literal(static_cast<double>(value), std::is_same_v<T, bool> ? Type::boolean : Type::integer)) {}
   explicit Expr(std::shared_ptr<const Node> node) : node_(std::move(node)) {}
 
   bool defined() const { return node_ != nullptr; }
@@ -70,17 +82,22 @@ class Expr {
   Op op() const { return node().op; }
   Type type() const { return node().type; }
   bool is_constant(double value) const;          ///< a constant of any type equal to value
+  bool is_constant() const;
+  bool unique() const { return node_.use_count() == 1; }
 
  private:
+  static std::shared_ptr<const Node> literal(double value, Type type);
   std::shared_ptr<const Node> node_;
 };
 
 // Leaves.
+/// An integer constant must fit in 32 bits.
 Expr constant(double value, Type type);
 Expr scale();
 Expr dot();
 Expr dot(int64_t begin, int64_t end);
 Expr dot(const std::string& operand, int64_t only_head = -1);
+Expr dot(const std::string& operand, int64_t begin, int64_t end, int64_t only_head);
 Expr batch();
 Expr head();
 Expr query();
@@ -137,7 +154,8 @@ bool same(const Expr& a, const Expr& b);
 /// Python-like text: "scale * dot() - slopes[h] * float(i - j)".
 std::string to_string(const Expr& expr);
 
-/// The expression with every node of which `rule` returns a defined Expr replaced by it (leaves first).
+/// The expression with every node that equals a `first` replaced by its `second`, of the same type. What replaces
+/// is not searched again.
 Expr substitute(const Expr& expr, const std::vector<std::pair<Expr, Expr>>& replacements);
 
 const char* name_of(Op op);        ///< "floor_div"

@@ -40,12 +40,16 @@ struct PairOutput {
   int64_t buckets = 1;
 };
 
-/// Local indices to global positions of one side: offset + stride * index, or the integer tensor captured as `tensor`
-/// ((L) or (B, L)).
+/// Local indices to global positions of one side: offset + stride * index, or the integer tensor captured as `tensor`,
+/// (B, L) or, with per_batch false, (L).
 struct Positions {
   int64_t offset = 0;
   int64_t stride = 1;
   std::string tensor;
+  bool per_batch = true;
+
+  bool identity() const { return offset == 0 && stride == 1 && tensor.empty(); }
+  Expr at(const Expr& index) const;  ///< the position of a local index, as an expression
 };
 
 struct PositionMap {
@@ -71,23 +75,38 @@ struct AttentionSpec {
   /// Throws regard::Error when a field is ill-typed or contradicts another.
   void validate() const;
 
-  /// The tensors a call must bring, sorted by name: captures, and operand pairs (q_x, k_x).
+  /// The tensors a call must bring, sorted by name: captures (position tensors too), and operand pairs (q_x, k_x).
   std::vector<std::string> captures() const;
   std::vector<std::string> operands() const;
   int64_t pair_channels() const;   ///< sum of buckets
 
   /// The same spec with defaults filled in and query(), key() replaced by functions of row() and column()
   /// where positions say so (query() remains where the map is the identity: the run-time offset enters there).
+  /// `positions` stays as it is; resolving twice changes nothing.
   AttentionSpec resolved() const;
 };
 
 /// Canonical JSON: defaults left out, one shared node table, keys sorted. Round trip: parse(print(x)) prints the same.
+///
+///     {"nodes": [["scale"], ["dot"], ["mul", 0, 1], ["query"], ["key"], ["ge", 3, 4]], "score": 2, "keep": 5}
+///
+/// A node is [op, literals..., nodes...]: op by name_of(Op), argument nodes by their index, smaller than the node's.
+/// Literals: ["constant", 0.5, "float"] (or "inf", "-inf", "nan"), ["dot", name, begin, end, head] (a tail may be
+/// left out), ["capture", name, type, indices...], ["cast", node, type]. Further keys: weight, counted, scale,
+/// dropout, normalizer {kind, sinks, divisor, floor, epsilon, detach} (or its kind alone), pair_outputs
+/// [{value, bucket, buckets}], positions {query, key: {offset, stride, tensor, per_batch}}.
+/// The reader takes any table, promotes and checks types, and refuses what it does not know.
 std::string to_json(const AttentionSpec& spec);
 AttentionSpec spec_from_json(const std::string& text);
 std::string to_string(const AttentionSpec& spec);   ///< for people, a line a field
 uint64_t hash(const AttentionSpec& spec);           ///< of the canonical JSON, equal on every machine
 
-/// The resolved spec of a JSON text, parsed once and kept for the life of the process.
+const char* name_of(Normalizer::Kind kind);         ///< "signed_softmax"
+const char* name_of(Normalizer::Divisor divisor);   ///< "keys"
+Normalizer::Kind normalizer_from_name(const std::string& name);
+Normalizer::Divisor divisor_from_name(const std::string& name);
+
+/// The resolved spec of a JSON text, parsed once and kept for the life of the process. Validated.
 std::shared_ptr<const AttentionSpec> intern(const std::string& json);
 
 /// Ready-made masks (true = the pair exists), with query and key positions as defined by the call.
