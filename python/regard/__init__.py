@@ -1,0 +1,40 @@
+"""Regard: attention mechanisms declared once, then trained, decoded, sharded and looked into.
+
+attention, PairOutput, AttentionOutput     o = normalizer(score) v with score, mask and weight as ordinary functions
+scaled_dot_product_attention               torch's function of that name, on Regard
+merge                                      two softmax states over disjoint keys as one
+AttentionMap, RowStatistics                the attention matrix, looked into without being formed
+Spec                                       attention as data: traced once, printed, stored, compared
+nn, models                                 every registered mechanism and model as a torch.nn.Module
+create, list_mechanisms, load_plugin       mechanisms by id
+check                                      the theorems, run on a mechanism
+path_counts, reset_path_counts, strict     which path ran; fallbacks as errors
+expr                                       leaves beyond a function's arguments: dot, scale, keys, queries
+TraceError                                 a function that cannot be traced, with its file and line
+"""
+
+import json as _json
+
+import torch as _torch
+
+from . import _library
+
+from . import expr, models, nn
+from .attention import (AttentionOutput, attention, merge, path_counts, reset_path_counts,
+                        scaled_dot_product_attention, strict)
+from .attention_map import AttentionMap, RowStatistics
+from .errors import TraceError
+from .nn import create, list_mechanisms, load_plugin
+from .spec import Spec
+from .trace import PairOutput
+
+__all__ = ["AttentionMap", "AttentionOutput", "PairOutput", "RowStatistics", "Spec", "TraceError", "attention",
+           "check", "create", "expr", "list_mechanisms", "load_plugin", "merge", "models", "nn", "path_counts",
+           "reset_path_counts", "scaled_dot_product_attention", "strict"]
+
+__version__ = _torch.ops.regard.version()
+
+
+def check(id: str, **options) -> dict:
+    """The report of `regard check ID`: every theorem with the error found and the path that ran."""
+    return _json.loads(_torch.ops.regard.check(id, _json.dumps(options)))

@@ -1,0 +1,259 @@
+"""Every registered mechanism as a `torch.nn.Module`: ``regard.nn.SimPool(width=192)``.
+
+The classes are made from the engine's registry when they are first named: the C++ source of a mechanism is its only
+declaration. `dir(regard.nn)` lists them, `help(regard.nn.SimPool)` documents one, `create("simpool", width=192)` makes
+one by its id. Letters' case and hyphens do not matter in a class name.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import textwrap
+
+import torch
+
+from . import _library  # noqa: F401  loads the library that holds the registry
+from .attention import _path
+from .errors import fail, suggestion
+
+__all__ = ["Mechanism", "create", "list_mechanisms", "load_plugin"]
+
+_SHAPES = {"mixer": "x (B, N, D) -> (B, N, D)", "pool": "x (B, N, D) -> (B, D)", "host": "a model of its own"}
+_classes: dict[str, type] = {}
+_known: dict[str, dict] = {}
+
+
+class _Container(torch.nn.Module):
+    """Holds weights under a part of their dotted name; it is never called."""
+
+    def forward(self, *_):
+        raise RuntimeError("[regard] expected a call of the mechanism; found a call of a container of its weights")
+
+
+class Mechanism(torch.nn.Module):
+    """A mechanism with its weights: the base of the classes of this module.
+
+    Parameters and buffers have the official implementation's names. Not a subclass of its own, but made by
+    `create(id, **config)` or as `regard.nn.<Name>(**config)`; every one takes device, dtype (default torch's) and
+    generator beside its configuration.
+    """
+
+    id: str = ""
+    info: dict = {}
+
+    def __init__(self, *, device=None, dtype=None, generator=None, **config):
+        if not self.id:
+            fail("Mechanism", "a mechanism: regard.nn.create(id) or regard.nn.<Name>", "the base class")
+        super().__init__()
+        declared = json.loads(torch.ops.regard.declare(self.id, _json(self.id, config)))
+        self.config = declared["config"]
+        self._config_json = json.dumps(self.config)
+        self._alias = {w["name"]: w["alias"] for w in declared["weights"] if w["alias"]}
+        self._names = [w["name"] for w in declared["weights"]]
+        device = torch.get_default_device() if device is None else torch.device(device)
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        tensors = torch.ops.regard.initialize(self.id, self._config_json, dtype, device, generator)
+        for weight, tensor in zip(declared["weights"], tensors):
+            self._place(weight, tensor)
+
+    def _place(self, weight: dict, tensor: torch.Tensor) -> None:
+        """The tensor under its dotted name, in nested containers, so that state_dict has the official names."""
+        *path, leaf = weight["name"].split(".")
+        owner = self
+        for part in path:
+            if part not in owner._modules:
+                owner.add_module(part, _Container())
+            owner = owner._modules[part]
+        if weight["alias"]:
+            owner.register_parameter(leaf, self.get_parameter(weight["alias"]))
+        elif weight["buffer"]:
+            owner.register_buffer(leaf, tensor)
+        else:
+            owner.register_parameter(leaf, torch.nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))
+
+    def _weights(self) -> list[torch.Tensor]:
+        """The tensors of this moment in declared order (`functional_call` and parametrizations replace them)."""
+        found: dict[str, torch.Tensor] = {}
+        _collect(self, "", found)
+        tensors = []
+        for name in self._names:
+            name = self._alias.get(name, name)
+            tensors.append(found[name] if name in found else _by_path(self, name))
+        return tensors
+
+    def forward(self, x, *, grid=(), prefix=0, outputs=(), path="auto", seed=None, **inputs):
+        """The main output; with `outputs`, (main output, {name: tensor}).
+
+        Args:
+            x: (B, N, D) tokens; see the class for other shapes.
+            grid: rows and columns of the patch tokens, which stand behind `prefix` tokens that have no place in it.
+            outputs: names of outputs beside the main one ("attn").
+            path: "auto", "fused", "stripe" or "composite", asked of every attention inside.
+            seed: int64 scalar tensor that replays the random numbers of a training call.
+            inputs: the tensors that the class lists as inputs ("memory", "lengths", ...).
+        """
+        names = list(inputs)
+        for name in names:
+            if not isinstance(inputs[name], torch.Tensor):
+                if inputs[name] is None:
+                    continue
+                known = [port["name"] for port in self.info["inputs"]]
+                if name not in known:
+                    fail(self.id, f"inputs among {', '.join(known) or 'none'}",
+                         f"'{name}'{suggestion(name, [*known, *_CALL])}")
+                fail(self.id, f"input {name} to be a tensor", type(inputs[name]).__name__)
+        names = [name for name in names if inputs[name] is not None]
+        outputs = [outputs] if isinstance(outputs, str) else list(outputs)
+        results = torch.ops.regard.mechanism(
+            self.id, self._config_json, self._weights(), x, [inputs[name] for name in names], names,
+            list(grid or ()), prefix, self.training, seed, outputs, _path(self.id, path))
+        if not outputs:
+            return results[0]
+        return results[0], dict(zip(outputs, results[1:]))
+
+    def extra_repr(self) -> str:
+        default = {field["name"]: field["default"] for field in self.info["config"]}
+        return ", ".join(f"{name}={value!r}" for name, value in self.config.items() if value != default.get(name))
+
+
+_CALL = ("grid", "prefix", "outputs", "path", "seed")
+
+
+def _json(id: str, config: dict) -> str:
+    try:
+        return json.dumps(config, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        fail(id, "a configuration of numbers, strings, lists and dicts", str(error))
+        raise
+
+
+def _collect(module: torch.nn.Module, prefix: str, found: dict) -> None:
+    for name, tensor in module._parameters.items():
+        found[prefix + name] = tensor
+    for name, tensor in module._buffers.items():
+        found[prefix + name] = tensor
+    for name, child in module._modules.items():
+        if isinstance(child, torch.nn.Module):
+            _collect(child, f"{prefix}{name}.", found)
+
+
+def _by_path(module: torch.nn.Module, name: str) -> torch.Tensor:
+    for part in name.split("."):
+        module = getattr(module, part)
+    return module
+
+
+# ---- the registry ------------------------------------------------------------------------------------------------
+
+
+def _registry(refresh: bool = False) -> dict[str, dict]:
+    if refresh or not _known:
+        for entry in json.loads(torch.ops.regard.registry()):
+            _known[entry["id"]] = entry
+    return _known
+
+
+def list_mechanisms(role: str | None = None, family: str | None = None) -> list[str]:
+    """The ids of the registered mechanisms, sorted by family; of one role ("mixer", "pool", "host") or family."""
+    entries = _registry(refresh=True).values()
+    roles, families = {entry["role"] for entry in entries}, {entry["family"] for entry in entries}
+    for name, value, values in (("role", role, roles | set(_SHAPES)), ("family", family, families)):
+        if value is not None and value not in values:
+            fail("list_mechanisms", f"{name} among {', '.join(sorted(values))}", f"{value!r}{suggestion(value, values)}")
+    return [entry["id"] for entry in entries if role in (None, entry["role"]) and family in (None, entry["family"])]
+
+
+def create(id: str, **config) -> Mechanism:
+    """The mechanism `id` with the given configuration; also takes device, dtype and generator."""
+    return class_of(id)(**config)
+
+
+def load_plugin(library: str) -> list[str]:
+    """Opens a shared library that registers more mechanisms; returns their ids."""
+    before = set(_registry(refresh=True))
+    torch.ops.regard.load_plugin(str(library))
+    return [id for id in _registry(refresh=True) if id not in before]
+
+
+def class_of(id: str) -> type[Mechanism]:
+    """The class of a mechanism by its id."""
+    known = _registry()
+    if id not in known:
+        known = _registry(refresh=True)
+    if id not in known:
+        fail("create", f"a mechanism among {', '.join(known)}", f"{id!r}{suggestion(str(id), known)}")
+    if id not in _classes:
+        _classes[id] = _make(known[id])
+    return _classes[id]
+
+
+def _compact(name: str) -> str:
+    return name.replace("-", "").replace("_", "").lower()
+
+
+def class_name(info: dict) -> str:
+    """CamelCase of the id, with the inner capitals that the mechanism's own text gives the word (simpool: SimPool)."""
+    text = f"{info['title']} {info['equation']} {info['paper']}"
+    for word in "".join(c if c.isalnum() else " " for c in text).split():
+        if word.lower() == _compact(info["id"]) and word[0].isupper():
+            return word
+    return "".join(part[:1].upper() + part[1:] for part in info["id"].split("-"))
+
+
+def _make(info: dict) -> type[Mechanism]:
+    parameters = [inspect.Parameter(field["name"], inspect.Parameter.KEYWORD_ONLY,
+                                    default=inspect.Parameter.empty if _required(field) else field["default"])
+                  for field in info["config"]]
+    parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
+                   for name in ("device", "dtype", "generator")]
+    return type(class_name(info), (Mechanism,), {
+        "__module__": __name__, "__doc__": _documentation(info), "__signature__": inspect.Signature(parameters),
+        "id": info["id"], "info": info})
+
+
+def _required(field: dict) -> bool:
+    return field["name"] == "width" and not field["default"]
+
+
+def _documentation(info: dict) -> str:
+    """What help() shows, from the registry."""
+    lines = [info["title"].rstrip(".") + ".", "", "    " + info["equation"], "",
+             f"Family {info['family']}, {info['role']}: {_SHAPES[info['role']]}."]
+    if info["needs_grid"]:
+        lines.append("Needs grid=(rows, columns) of the patch tokens.")
+    if info["needs_prefix"]:
+        lines.append("Needs prefix >= 1: token 0 is the class token.")
+    elif not info["takes_prefix"]:
+        lines.append("Has no place for prefix tokens.")
+    lines += [f"Paper: {info['paper']}", "", "Configuration:"]
+    for field in info["config"]:
+        value = "required" if _required(field) else f"default {json.dumps(field['default'])}"
+        lines += _wrapped(f"{field['name']} ({field['type']}, {value}): {field['doc']}")
+    for title, ports in (("Inputs", info["inputs"]), ("Outputs beside the main one", info["outputs"])):
+        if ports:
+            lines += ["", f"{title}:"]
+            for port in ports:
+                lines += _wrapped(f"{port['name']}: {port['doc']}")
+    return "\n".join(lines)
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 112, initial_indent="    ", subsequent_indent="        ")
+
+
+def __getattr__(name: str):
+    if name.startswith("_"):
+        raise AttributeError(name)
+    for refresh in (False, True):
+        known = _registry(refresh)
+        for id in known:
+            if _compact(id) == _compact(name):
+                return class_of(id)
+    names = [class_name(info) for info in known.values()]
+    raise AttributeError(f"[regard.nn] expected a mechanism among {', '.join(names)}; found '{name}'"
+                         f"{suggestion(name, names)}")
+
+
+def __dir__():
+    return sorted([*__all__, *(class_name(info) for info in _registry(refresh=True).values())])
