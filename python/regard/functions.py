@@ -352,12 +352,17 @@ def _xor(graph, a, b):
     return graph.add(BOOL, "ne", a, b)
 
 
-@_entry("logical_not", "bitwise_not", "__invert__")
+@_entry("logical_not")
+def _logical_not(graph, a):
+    return graph.add(BOOL, "logical_not", _truth(graph, a))
+
+
+@_entry("bitwise_not", "__invert__")
 def _not(graph, a):
     a = graph.lift(a)
-    if a._type == INT:
-        raise graph.error("a boolean under ~", "an operand of type int")
-    return graph.add(BOOL, "logical_not", _truth(graph, a))
+    if a._type != BOOL:
+        raise graph.error("a boolean under ~", f"an operand of type {a._type}")
+    return graph.add(BOOL, "logical_not", a)
 
 
 def _shift(graph, a, b, left: bool):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import types
 from typing import Any, Callable, NamedTuple
 
 import torch
@@ -138,13 +139,13 @@ _SIGNATURES = {
 
 def _arity(function) -> set[int]:
     """Which of 4 and 5 positional arguments the function takes."""
-    code = getattr(function, "__code__", None)
+    code = function.__code__ if isinstance(function, types.FunctionType) else None
     if code is not None and not code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS) and \
             not code.co_kwonlyargcount:
         most = code.co_argcount
         least = most - len(function.__defaults__ or ())
         return {count for count in (4, 5) if least <= count <= most}
-    try:
+    try:  # the slow way, for bound methods, partial functions, callable objects and *args
         signature = inspect.signature(function)
     except (TypeError, ValueError):
         return {4, 5}
