@@ -50,6 +50,20 @@ def test_kernels_alone_need_no_torch(install_tree, tmp_path):
     assert run(program, env=clean_environment()).strip()
 
 
+def test_kernel_library_is_built_and_installed_alone(build_tree, tmp_path):
+    # Beside the tested build tree, so that ccache sees the same relative paths.
+    build = build_tree.parent / "kernels-only"
+    run("cmake", "-G", "Ninja", "-S", ROOT, "-B", build, "-DCMAKE_BUILD_TYPE=Release", "-DREGARD_KERNELS_ONLY=ON",
+        "-DREGARD_BUILD_TESTS=OFF", "-DPython_EXECUTABLE=/nonexistent", env=clean_environment())
+    run("cmake", "--build", build)
+    run("cmake", "--install", build, "--prefix", tmp_path / "prefix")
+    assert not (tmp_path / "prefix" / "include" / "regard" / "ops").exists()
+    build_project(ROOT / "examples" / "kernels_only", tmp_path / "example", tmp_path / "prefix")
+    assert run(tmp_path / "example" / "kernels_only", env=clean_environment()).strip()
+    output = build_project(ROOT / "examples" / "consumer", tmp_path / "consumer", tmp_path / "prefix", expect=1)
+    assert "built with the kernels alone" in " ".join(output.split())
+
+
 def test_libraries_bring_no_second_openmp_runtime(install_tree):
     for name in ("libregard.so", "libregard_kernels.so"):
         assert not [lib for lib in needed(install_tree / "lib" / name) if re.search("gomp|omp5|iomp", lib)]
@@ -67,3 +81,15 @@ def test_plugin_is_loaded_by_name(install_tree, tmp_path, torch_options):
     before = ids()
     after = ids(REGARD_PLUGINS=str(tmp_path / "libregard_plugin.so"))
     assert before and len(after - before) == 1 and before <= after
+
+
+def test_third_party_folder_goes_before_the_system(tmp_path):
+    third_party = tmp_path / "third_party"
+    for header in ("fmt/format.h", "nlohmann/json.hpp", "CLI/CLI.hpp"):
+        (third_party / header).parent.mkdir(parents=True)
+        (third_party / header).touch()
+    build = tmp_path / "build"
+    run("cmake", "-G", "Ninja", "-S", ROOT, "-B", build, "-DREGARD_KERNELS_ONLY=ON", "-DREGARD_BUILD_TESTS=OFF",
+        f"-DREGARD_THIRD_PARTY={third_party}", env=clean_environment())
+    for folder in ("fmt", "nlohmann", "CLI"):
+        assert (build / "third_party" / folder).resolve() == third_party / folder
