@@ -1,0 +1,162 @@
+// Schemas and backend kernels of regard::attention and regard::attention_backward: real ones (CPU, CUDA) and shape
+// functions (Meta). Gradients are in attention_autograd.cpp, vmap in attention_vmap.cpp.
+#include "regard/ops/attention_op.h"
+
+#include <ATen/autocast_mode.h>
+#include <torch/library.h>
+
+#include "regard/ops/attention_paths.h"
+#include "regard/ops/blocked.h"
+#include "regard/ops/boundary.h"
+#include "regard/ops/stripe.h"
+
+namespace regard::ops {
+namespace {
+
+Call call_of(const char* function, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c10::string_view spec,
+             at::TensorList captures, at::TensorList operands, const OptionalTensor& sinks, const OptionalTensor& seed,
+             const c10::SymInt& query_offset) {
+  return make_call(function, q, k, v, std::string(spec), captures, operands, sinks, seed, query_offset);
+}
+
+AttentionResult attention_kernel(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c10::string_view spec,
+                                 at::TensorList captures, at::TensorList operands, const OptionalTensor& sinks,
+                                 const OptionalTensor& seed, c10::SymInt query_offset, c10::string_view path) {
+  const Call call = call_of("attention", q, k, v, spec, captures, operands, sinks, seed, query_offset);
+  const Path chosen = choose_path("attention", call, std::string(path));
+  count_path("attention", chosen);
+  const Stripe out = chosen == Path::fused ? blocked_forward(call)
+                                           : attend_in_stripes(call, chosen == Path::stripe ? stripe_rows(call) : 0);
+  return {out.o.to(q.scalar_type()).contiguous(), out.lse.contiguous(), out.pairs.contiguous()};
+}
+
+AttentionResult attention_meta(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c10::string_view spec,
+                               at::TensorList captures, at::TensorList operands, const OptionalTensor& sinks,
+                               const OptionalTensor& seed, c10::SymInt query_offset, c10::string_view path) {
+  const Call call = call_of("attention", q, k, v, spec, captures, operands, sinks, seed, query_offset);
+  path_from_name("attention", std::string(path));
+  const auto statistics = q.options().dtype(call.compute());
+  return {at::empty_symint({call.B(), call.H(), call.M(), v.sym_size(3)}, q.options()),
+          at::empty_symint({call.B(), call.H(), call.M()}, statistics),
+          at::empty_symint({call.B(), call.H(), call.M(), call.spec->pair_channels()}, statistics)};
+}
+
+// ---- backward -----------------------------------------------------------------------------------
+
+at::Tensor defined(const OptionalTensor& t) { return t && t->defined() ? *t : at::Tensor(); }
+
+bool is_real(const at::Tensor& t) { return at::isFloatingType(t.scalar_type()); }
+
+// What the op returns for one input: its gradient in its dtype, zeros when nothing read it, (0) when not wanted.
+at::Tensor returned(const at::Tensor& gradient, const at::Tensor& input, bool wanted) {
+  if (!wanted || !input.defined() || !is_real(input)) return at::empty({0});
+  if (!gradient.defined()) return at::zeros_symint(input.sym_sizes(), input.options());
+  return gradient.to(input.scalar_type()).contiguous();
+}
+
+AttentionGradients attention_backward_kernel(const at::Tensor& grad_o, const OptionalTensor& grad_lse,
+                                             const OptionalTensor& grad_pairs, const at::Tensor& o, const at::Tensor& lse,
+                                             const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                             c10::string_view spec, at::TensorList captures, at::TensorList operands,
+                                             const OptionalTensor& sinks, const OptionalTensor& seed,
+                                             c10::SymInt query_offset, c10::string_view path, std::array<bool, 6> wanted) {
+  const Call call = call_of("attention_backward", q, k, v, spec, captures, operands, sinks, seed, query_offset);
+  const Path chosen = choose_path("attention_backward", call, std::string(path));
+  count_path("attention_backward", chosen);
+  const Wanted want{wanted[0], wanted[1], wanted[2], wanted[4], wanted[5], wanted[3]};
+  const StripeGradient g =
+      chosen == Path::fused
+          ? blocked_backward(call, o, lse, grad_o, defined(grad_lse), want)
+          : attend_backward_in_stripes(call, chosen == Path::stripe ? stripe_rows(call) : 0, grad_o, defined(grad_lse),
+                                       defined(grad_pairs), want);
+  AttentionGradients out{returned(g.q, q, want.q), returned(g.k, k, want.k), returned(g.v, v, want.v), at::empty({0}), {}, {}};
+  if (call.sinks.defined() && want.sinks) {
+    const at::Tensor d = returned(g.sinks, call.sinks, true);
+    std::get<3>(out) = sinks->dim() == 1 ? d.squeeze(1) : d;
+  }
+  for (size_t i = 0; i < captures.size(); ++i) std::get<4>(out).push_back(returned(g.captures[i], captures[i], want.captures));
+  for (size_t i = 0; i < operands.size(); ++i) std::get<5>(out).push_back(returned(g.operands[i], operands[i], want.operands));
+  return out;
+}
+
+AttentionGradients attention_backward_meta(const at::Tensor& grad_o, const OptionalTensor& grad_lse,
+                                           const OptionalTensor& grad_pairs, const at::Tensor& o, const at::Tensor& lse,
+                                           const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                           c10::string_view spec, at::TensorList captures, at::TensorList operands,
+                                           const OptionalTensor& sinks, const OptionalTensor& seed,
+                                           c10::SymInt query_offset, c10::string_view path, std::array<bool, 6> wanted) {
+  (void)grad_o, (void)grad_lse, (void)grad_pairs, (void)o, (void)lse, (void)spec, (void)seed, (void)query_offset, (void)path;
+  const auto like = [](const at::Tensor& t, bool want) {
+    return want && is_real(t) ? at::empty_symint(t.sym_sizes(), t.options()) : at::empty({0}, at::kMeta);
+  };
+  AttentionGradients out{like(q, wanted[0]), like(k, wanted[1]), like(v, wanted[2]), at::empty({0}, at::kMeta), {}, {}};
+  if (sinks && sinks->defined()) std::get<3>(out) = like(*sinks, wanted[3]);
+  for (const auto& t : captures) std::get<4>(out).push_back(like(t, wanted[4]));
+  for (const auto& t : operands) std::get<5>(out).push_back(like(t, wanted[5]));
+  return out;
+}
+
+// ---- autocast: as torch's own attention, the matrix operands meet in the narrow dtype ----------------------------
+
+template <c10::DeviceType device>
+AttentionResult attention_autocast(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c10::string_view spec,
+                                   at::TensorList captures, at::TensorList operands, const OptionalTensor& sinks,
+                                   const OptionalTensor& seed, c10::SymInt query_offset, c10::string_view path) {
+  const c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKeySet(at::autocast::get_autocast_dispatch_key_from_device_type(device)));
+  const auto narrow = [](const at::Tensor& t) {
+    return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), t, device);
+  };
+  std::vector<at::Tensor> cast;
+  for (const auto& t : operands) cast.push_back(narrow(t));
+  return call_attention(narrow(q), narrow(k), narrow(v), spec, captures, cast, sinks, seed, query_offset, path);
+}
+
+}  // namespace
+
+AttentionResult call_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c10::string_view spec,
+                               at::TensorList captures, at::TensorList operands, const OptionalTensor& sinks,
+                               const OptionalTensor& seed, const c10::SymInt& query_offset, c10::string_view path) {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("regard::attention", "").typed<decltype(attention_kernel)>();
+  return op.call(q, k, v, spec, captures, operands, sinks, seed, query_offset, path);
+}
+
+AttentionGradients call_attention_backward(const at::Tensor& grad_o, const OptionalTensor& grad_lse,
+                                           const OptionalTensor& grad_pairs, const at::Tensor& o, const at::Tensor& lse,
+                                           const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                           c10::string_view spec, at::TensorList captures, at::TensorList operands,
+                                           const OptionalTensor& sinks, const OptionalTensor& seed,
+                                           const c10::SymInt& query_offset, c10::string_view path,
+                                           const std::array<bool, 6>& wanted) {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("regard::attention_backward", "").typed<decltype(attention_backward_kernel)>();
+  return op.call(grad_o, grad_lse, grad_pairs, o, lse, q, k, v, spec, captures, operands, sinks, seed, query_offset, path, wanted);
+}
+
+TORCH_LIBRARY_FRAGMENT(regard, m) {
+  m.def(
+      "attention(Tensor q, Tensor k, Tensor v, str spec='{}', Tensor[] captures=[], Tensor[] operands=[], "
+      "Tensor? sinks=None, Tensor? seed=None, SymInt query_offset=0, str path='auto') "
+      "-> (Tensor o, Tensor lse, Tensor pairs)");
+  m.def(
+      "attention_backward(Tensor grad_o, Tensor? grad_lse, Tensor? grad_pairs, Tensor o, Tensor lse, Tensor q, Tensor k, "
+      "Tensor v, str spec, Tensor[] captures, Tensor[] operands, Tensor? sinks, Tensor? seed, SymInt query_offset, "
+      "str path, bool[6] wanted) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dsinks, Tensor[] dcaptures, Tensor[] doperands)");
+}
+
+TORCH_LIBRARY_IMPL(regard, CPU, m) {
+  m.impl("attention", guarded<&attention_kernel>);
+  m.impl("attention_backward", guarded<&attention_backward_kernel>);
+}
+TORCH_LIBRARY_IMPL(regard, CUDA, m) {
+  m.impl("attention", guarded<&attention_kernel>);
+  m.impl("attention_backward", guarded<&attention_backward_kernel>);
+}
+TORCH_LIBRARY_IMPL(regard, Meta, m) {
+  m.impl("attention", guarded<&attention_meta>);
+  m.impl("attention_backward", guarded<&attention_backward_meta>);
+}
+TORCH_LIBRARY_IMPL(regard, AutocastCPU, m) { m.impl("attention", guarded<&attention_autocast<at::kCPU>>); }
+TORCH_LIBRARY_IMPL(regard, AutocastCUDA, m) { m.impl("attention", guarded<&attention_autocast<at::kCUDA>>); }
+
+}  // namespace regard::ops

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+/// The two dispatched ops behind every attention, as C++ calls through the dispatcher.
+namespace regard::ops {
+
+using OptionalTensor = std::optional<at::Tensor>;
+using AttentionResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;   // o, lse, pairs
+/// dq, dk, dv, dsinks, dcaptures, doperands; an empty tensor (0) where a gradient was not wanted or does not exist.
+using AttentionGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>>;
+
+AttentionResult call_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c10::string_view spec,
+                               at::TensorList captures, at::TensorList operands, const OptionalTensor& sinks,
+                               const OptionalTensor& seed, const c10::SymInt& query_offset, c10::string_view path);
+
+/// `wanted`: q, k, v, sinks, captures, operands.
+AttentionGradients call_attention_backward(const at::Tensor& grad_o, const OptionalTensor& grad_lse,
+                                           const OptionalTensor& grad_pairs, const at::Tensor& o, const at::Tensor& lse,
+                                           const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                           c10::string_view spec, at::TensorList captures, at::TensorList operands,
+                                           const OptionalTensor& sinks, const OptionalTensor& seed,
+                                           const c10::SymInt& query_offset, c10::string_view path,
+                                           const std::array<bool, 6>& wanted);
+
+}  // namespace regard::ops

@@ -1,0 +1,20 @@
+#pragma once
+
+#include <string>
+
+#include "regard/ops/formula.h"
+
+/// The blocked kernels of regard/kernels behind tensors.
+namespace regard::ops {
+
+/// Why the fused path cannot run this call ("normalizer sigmoid", "device cuda"), or "" when it can.
+std::string fused_refusal(const Call& call);
+
+/// Forward on the blocked kernel; outputs contiguous, in compute dtype.
+Stripe blocked_forward(const Call& call);
+
+/// All gradients, in compute dtype, whole tensors.
+StripeGradient blocked_backward(const Call& call, const at::Tensor& o, const at::Tensor& lse, const at::Tensor& grad_o,
+                                const at::Tensor& grad_lse, const Wanted& wanted);
+
+}  // namespace regard::ops

@@ -1,0 +1,24 @@
+#include <torch/library.h>
+
+#include "regard/algebra/spec.h"
+#include "regard/kernels/attention.h"
+#include "regard/ops/boundary.h"
+#include "regard/ops/explain.h"
+
+namespace regard {
+
+std::string explain(const std::string& spec) {
+  const auto resolved = intern(spec);
+  const std::string refusal = kernels::refusal(*resolved);
+  return to_string(*resolved) + "fused on CPU: " + (refusal.empty() ? "yes, " + kernels::isa() : "no: " + refusal) + "\n";
+}
+
+TORCH_LIBRARY_FRAGMENT(regard, m) { m.def("explain(str spec) -> str", [](std::string spec) {
+  try {
+    return explain(spec);
+  } catch (const Error& error) {
+    TORCH_CHECK_VALUE(false, error.what());
+  }
+}); }
+
+}  // namespace regard
