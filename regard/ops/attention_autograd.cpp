@@ -17,8 +17,6 @@ namespace {
 using torch::autograd::Node;
 using torch::autograd::variable_list;
 
-at::Tensor defined(const OptionalTensor& t) { return t && t->defined() ? *t : at::Tensor(); }
-
 /// q, k, v, sinks, captures, operands: the inputs that may carry a gradient, in one order everywhere.
 std::vector<at::Tensor> inputs_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const OptionalTensor& sinks,
                                   at::TensorList captures, at::TensorList operands) {
@@ -53,7 +51,7 @@ struct AttentionBackward final : Node {
     all.insert(all.end(), std::get<4>(g).begin(), std::get<4>(g).end());
     all.insert(all.end(), std::get<5>(g).begin(), std::get<5>(g).end());
     for (size_t i = 0; i < in.size(); ++i)
-      if (task_should_compute_output(i)) result[i] = all[i];
+      if (task_should_compute_output(i)) result[i] = i == 3 ? all[i].reshape_symint(in[i].sym_sizes()) : all[i];
     return result;
   }
 
@@ -120,19 +118,7 @@ AttentionGradients attention_backward_autograd(const at::Tensor& grad_o, const O
   if (concrete(q)) count_path("attention_backward", Path::stripe);
   const Wanted want{wanted[0], wanted[1], wanted[2], wanted[4], wanted[5], wanted[3]};
   const StripeGradient g = attend_backward_in_stripes(call, stripe_rows(call), grad_o, defined(grad_lse), defined(grad_pairs), want);
-  const auto returned = [](const at::Tensor& gradient, const at::Tensor& input, bool wanted_too) {
-    if (!wanted_too || !input.defined() || !at::isFloatingType(input.scalar_type())) return at::empty({0});
-    if (!gradient.defined()) return at::zeros_symint(input.sym_sizes(), input.options());
-    return gradient.to(input.scalar_type());
-  };
-  AttentionGradients out{returned(g.q, q, want.q), returned(g.k, k, want.k), returned(g.v, v, want.v), at::empty({0}), {}, {}};
-  if (call.sinks.defined() && want.sinks) {
-    const at::Tensor d = returned(g.sinks, call.sinks, true);
-    std::get<3>(out) = sinks->dim() == 1 ? d.squeeze(1) : d;
-  }
-  for (size_t i = 0; i < captures.size(); ++i) std::get<4>(out).push_back(returned(g.captures[i], captures[i], want.captures));
-  for (size_t i = 0; i < operands.size(); ++i) std::get<5>(out).push_back(returned(g.operands[i], operands[i], want.operands));
-  return out;
+  return packed(g, call, want);
 }
 
 }  // namespace

@@ -46,11 +46,11 @@ at::Tensor rows_of_map(const at::Tensor& q, const at::Tensor& k, const at::Tenso
 
 TORCH_LIBRARY_FRAGMENT(regard, m) {
   m.def(
-      "attention_transposed(Tensor q, Tensor k, Tensor u, str spec='{}', Tensor[] captures=[], Tensor[] operands=[], "
+      "attention_transposed(Tensor q, Tensor k, Tensor u, str spec, Tensor[] captures, Tensor[] operands, "
       "Tensor? sinks=None, Tensor? seed=None, SymInt query_offset=0, str path='auto') -> Tensor",
       guarded<&transposed>);
   m.def(
-      "attention_rows(Tensor q, Tensor k, Tensor rows, str spec='{}', Tensor[] captures=[], Tensor[] operands=[], "
+      "attention_rows(Tensor q, Tensor k, Tensor rows, str spec, Tensor[] captures, Tensor[] operands, "
       "Tensor? sinks=None, Tensor? seed=None, SymInt query_offset=0) -> Tensor",
       guarded<&rows_of_map>);
 }

@@ -22,6 +22,7 @@ Call call_of(const char* function, const at::Tensor& q, const at::Tensor& k, con
 AttentionResult attention_kernel(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c10::string_view spec,
                                  at::TensorList captures, at::TensorList operands, const OptionalTensor& sinks,
                                  const OptionalTensor& seed, c10::SymInt query_offset, c10::string_view path) {
+  const at::NoGradGuard below_autograd;   // inputs still say requires_grad here: stripes must not record themselves
   const Call call = call_of("attention", q, k, v, spec, captures, operands, sinks, seed, query_offset);
   const Path chosen = choose_path("attention", call, std::string(path));
   count_path("attention", chosen);
@@ -43,16 +44,7 @@ AttentionResult attention_meta(const at::Tensor& q, const at::Tensor& k, const a
 
 // ---- backward -----------------------------------------------------------------------------------
 
-at::Tensor defined(const OptionalTensor& t) { return t && t->defined() ? *t : at::Tensor(); }
-
 bool is_real(const at::Tensor& t) { return at::isFloatingType(t.scalar_type()); }
-
-// What the op returns for one input: its gradient in its dtype, zeros when nothing read it, (0) when not wanted.
-at::Tensor returned(const at::Tensor& gradient, const at::Tensor& input, bool wanted) {
-  if (!wanted || !input.defined() || !is_real(input)) return at::empty({0});
-  if (!gradient.defined()) return at::zeros_symint(input.sym_sizes(), input.options());
-  return gradient.to(input.scalar_type()).contiguous();
-}
 
 AttentionGradients attention_backward_kernel(const at::Tensor& grad_o, const OptionalTensor& grad_lse,
                                              const OptionalTensor& grad_pairs, const at::Tensor& o, const at::Tensor& lse,
@@ -60,6 +52,7 @@ AttentionGradients attention_backward_kernel(const at::Tensor& grad_o, const Opt
                                              c10::string_view spec, at::TensorList captures, at::TensorList operands,
                                              const OptionalTensor& sinks, const OptionalTensor& seed,
                                              c10::SymInt query_offset, c10::string_view path, std::array<bool, 6> wanted) {
+  const at::NoGradGuard below_autograd;
   const Call call = call_of("attention_backward", q, k, v, spec, captures, operands, sinks, seed, query_offset);
   const Path chosen = choose_path("attention_backward", call, std::string(path));
   count_path("attention_backward", chosen);
@@ -69,14 +62,7 @@ AttentionGradients attention_backward_kernel(const at::Tensor& grad_o, const Opt
           ? blocked_backward(call, o, lse, grad_o, defined(grad_lse), want)
           : attend_backward_in_stripes(call, chosen == Path::stripe ? stripe_rows(call) : 0, grad_o, defined(grad_lse),
                                        defined(grad_pairs), want);
-  AttentionGradients out{returned(g.q, q, want.q), returned(g.k, k, want.k), returned(g.v, v, want.v), at::empty({0}), {}, {}};
-  if (call.sinks.defined() && want.sinks) {
-    const at::Tensor d = returned(g.sinks, call.sinks, true);
-    std::get<3>(out) = sinks->dim() == 1 ? d.squeeze(1) : d;
-  }
-  for (size_t i = 0; i < captures.size(); ++i) std::get<4>(out).push_back(returned(g.captures[i], captures[i], want.captures));
-  for (size_t i = 0; i < operands.size(); ++i) std::get<5>(out).push_back(returned(g.operands[i], operands[i], want.operands));
-  return out;
+  return packed(g, call, want);
 }
 
 AttentionGradients attention_backward_meta(const at::Tensor& grad_o, const OptionalTensor& grad_lse,
@@ -90,7 +76,7 @@ AttentionGradients attention_backward_meta(const at::Tensor& grad_o, const Optio
     return want && is_real(t) ? at::empty_symint(t.sym_sizes(), t.options()) : at::empty({0}, at::kMeta);
   };
   AttentionGradients out{like(q, wanted[0]), like(k, wanted[1]), like(v, wanted[2]), at::empty({0}, at::kMeta), {}, {}};
-  if (sinks && sinks->defined()) std::get<3>(out) = like(*sinks, wanted[3]);
+  if (sinks && sinks->defined()) std::get<3>(out) = like(sinks->dim() == 1 ? sinks->unsqueeze(1) : *sinks, wanted[3]);
   for (const auto& t : captures) std::get<4>(out).push_back(like(t, wanted[4]));
   for (const auto& t : operands) std::get<5>(out).push_back(like(t, wanted[5]));
   return out;
@@ -112,6 +98,23 @@ AttentionResult attention_autocast(const at::Tensor& q, const at::Tensor& k, con
 }
 
 }  // namespace
+
+at::Tensor defined(const OptionalTensor& t) { return t && t->defined() ? *t : at::Tensor(); }
+
+AttentionGradients packed(const StripeGradient& g, const Call& call, const Wanted& wanted) {
+  const auto gradient = [](const at::Tensor& d, const at::Tensor& input, bool want) {
+    if (!want || !input.defined() || !is_real(input)) return at::empty({0});
+    if (!d.defined()) return at::zeros_symint(input.sym_sizes(), input.options());
+    return d.to(input.scalar_type()).contiguous();
+  };
+  AttentionGradients out{gradient(g.q, call.q, wanted.q), gradient(g.k, call.k, wanted.k), gradient(g.v, call.v, wanted.v),
+                         gradient(g.sinks, call.sinks, wanted.sinks), {}, {}};
+  for (size_t i = 0; i < call.captures.size(); ++i)
+    std::get<4>(out).push_back(gradient(g.captures[i], call.captures[i], wanted.captures));
+  for (size_t i = 0; i < call.operands.size(); ++i)
+    std::get<5>(out).push_back(gradient(g.operands[i], call.operands[i], wanted.operands));
+  return out;
+}
 
 AttentionResult call_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c10::string_view spec,
                                at::TensorList captures, at::TensorList operands, const OptionalTensor& sinks,
@@ -135,7 +138,7 @@ AttentionGradients call_attention_backward(const at::Tensor& grad_o, const Optio
 
 TORCH_LIBRARY_FRAGMENT(regard, m) {
   m.def(
-      "attention(Tensor q, Tensor k, Tensor v, str spec='{}', Tensor[] captures=[], Tensor[] operands=[], "
+      "attention(Tensor q, Tensor k, Tensor v, str spec, Tensor[] captures, Tensor[] operands, "
       "Tensor? sinks=None, Tensor? seed=None, SymInt query_offset=0, str path='auto') "
       "-> (Tensor o, Tensor lse, Tensor pairs)");
   m.def(

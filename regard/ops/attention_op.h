@@ -7,6 +7,8 @@
 #include <tuple>
 #include <vector>
 
+#include "regard/ops/formula.h"
+
 /// The two dispatched ops behind every attention, as C++ calls through the dispatcher.
 namespace regard::ops {
 
@@ -27,5 +29,12 @@ AttentionGradients call_attention_backward(const at::Tensor& grad_o, const Optio
                                            const OptionalTensor& sinks, const OptionalTensor& seed,
                                            const c10::SymInt& query_offset, c10::string_view path,
                                            const std::array<bool, 6>& wanted);
+
+/// Gradients as the op returns them: in the inputs' dtypes, zeros where nothing was read.
+/// dsinks has the shape (H, S) of `call.sinks`.
+AttentionGradients packed(const StripeGradient& gradient, const Call& call, const Wanted& wanted);
+
+/// An absent and an undefined tensor are the same.
+at::Tensor defined(const OptionalTensor& t);
 
 }  // namespace regard::ops

@@ -350,7 +350,7 @@ at::Tensor Evaluation::scatter(const at::Tensor& like, std::vector<at::Tensor> i
   }
   // Sum over the axes on which no index depends, then one scatter.
   at::Tensor sums = at::where(outside, at::zeros({}, real_), d);
-  sums = spread.dim() == 4 ? sum_to(sums, spread.sym_sizes()) : sums.sum();
+  sums = spread.dim() == 4 ? reduce_to(sums, spread.sym_sizes()) : sums.sum();
   c10::List<std::optional<at::Tensor>> list;
   for (const auto& i : index) list.push_back(i.expand_symint(sums.sym_sizes()));
   return at::index_put(zero, list, sums, /*accumulate=*/true);
@@ -371,7 +371,7 @@ void Evaluation::check_ranges() {
 
 // ---- helpers ------------------------------------------------------------------------------------
 
-at::Tensor sum_to(const at::Tensor& t, c10::SymIntArrayRef sizes) {
+at::Tensor reduce_to(const at::Tensor& t, c10::SymIntArrayRef sizes) {
   std::vector<int64_t> dims;
   for (int64_t d = 0; d < t.dim(); ++d)
     if (sizes[static_cast<size_t>(d)] == 1 && t.sym_size(d) != 1) dims.push_back(d);

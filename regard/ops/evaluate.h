@@ -70,7 +70,7 @@ class Evaluation {
 };
 
 /// Sum over the axes that broadcasting added, back to `like`'s sizes.
-at::Tensor sum_to(const at::Tensor& t, c10::SymIntArrayRef sizes);
+at::Tensor reduce_to(const at::Tensor& t, c10::SymIntArrayRef sizes);
 
 /// t with zeros before and after in every dimension: sizes[d] = before[d] + t.size(d) + what is left.
 at::Tensor pad_to(const at::Tensor& t, const std::vector<c10::SymInt>& before, c10::SymIntArrayRef sizes);

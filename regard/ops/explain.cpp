@@ -13,12 +13,10 @@ std::string explain(const std::string& spec) {
   return to_string(*resolved) + "fused on CPU: " + (refusal.empty() ? "yes, " + kernels::isa() : "no: " + refusal) + "\n";
 }
 
-TORCH_LIBRARY_FRAGMENT(regard, m) { m.def("explain(str spec) -> str", [](std::string spec) {
-  try {
-    return explain(spec);
-  } catch (const Error& error) {
-    TORCH_CHECK_VALUE(false, error.what());
-  }
-}); }
+namespace {
+std::string explain_op(std::string spec) { return explain(spec); }
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(regard, m) { m.def("explain(str spec) -> str", guarded<&explain_op>); }
 
 }  // namespace regard

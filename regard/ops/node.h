@@ -17,7 +17,8 @@ using NodePointer = decltype(torch::autograd::Edge::function);
 template <class N, class Pointer = NodePointer>
 auto make_node() {
   if constexpr (std::is_same_v<Pointer, std::shared_ptr<torch::autograd::Node>>) {
-    return std::shared_ptr<N>(new N(), torch::autograd::deleteNode);
+    // deleteNode (found by the argument's namespace) frees long graphs without recursion.
+    return std::shared_ptr<N>(new N(), [](auto* node) { deleteNode(node); });
   } else {
     return c10::make_intrusive<N>();
   }
