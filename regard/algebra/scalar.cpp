@@ -1,5 +1,6 @@
 #include "regard/algebra/scalar.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "regard/base/error.h"
@@ -27,6 +28,13 @@ double pow_integer(double a, double b) {
   return std::pow(a, b);
 }
 
+/// A double as 64-bit integer, kept in range.
+int64_t to_integer(double value) {
+  constexpr double kLimit = 9.2e18;
+  if (std::isnan(value)) return 0;
+  return static_cast<int64_t>(std::max(-kLimit, std::min(kLimit, value)));
+}
+
 double min_scalar(double a, double b) { return std::isnan(a) || a < b ? a : b; }
 double max_scalar(double a, double b) { return std::isnan(a) || a > b ? a : b; }
 
@@ -47,7 +55,7 @@ double cast_scalar(double value, Type type) {
 
 double apply_scalar(Op op, Type type, double a, double b) {
   const bool real = type == Type::real;
-  const auto x = real ? 0 : static_cast<int64_t>(a), y = real ? 0 : static_cast<int64_t>(b);
+  const auto x = real ? 0 : to_integer(a), y = real ? 0 : to_integer(b);
   switch (op) {
     case Op::add: return a + b;
     case Op::sub: return a - b;
