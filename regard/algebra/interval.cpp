@@ -14,10 +14,8 @@ bool empty(const Tile& tile) { return tile.row_begin >= tile.row_end || tile.col
 /// A number that the kernel may hold as float32.
 Range real_range(double low, double high) {
   if (!(low <= high)) return everything_range();  // NaN too
-  const bool exact = static_cast<double>(static_cast<float>(low)) == low && static_cast<double>(static_cast<float>(high)) == high;
-  Range range = exact ? Range{low, high} : rounded_range(low, high, kArithmeticError);
   if (low == high && low == std::floor(low) && std::abs(low) <= 1 << 24) return affine_range(0, 0, low, {});
-  return range;
+  return rounded_range(low, high);
 }
 
 Range integer_range(double low, double high) {

@@ -51,7 +51,7 @@ Range close(Type type, const Range& result, bool integral_operands) {
   if (integral_operands && result.low >= -kLargestExact && result.high <= kLargestExact) {
     return exact(result.low, result.high, true);
   }
-  return rounded_range(result.low, result.high, kArithmeticError);
+  return rounded_range(result.low, result.high);
 }
 
 /// The affine form, when its range is exact in the type; tighter than the operands' ranges on their own.
@@ -83,7 +83,7 @@ Range multiply(Type type, const Range& a, const Range& b, const Tile& tile) {
 Range divide(const Range& a, const Range& b) {
   if (b.low <= 0 && b.high >= 0) return everything_range();
   const Range plain = hull({a.low / b.low, a.low / b.high, a.high / b.low, a.high / b.high});
-  return plain.unknown() ? plain : rounded_range(plain.low, plain.high, kArithmeticError);
+  return plain.unknown() ? plain : rounded_range(plain.low, plain.high);
 }
 
 bool finite(const Range& range) { return std::isfinite(range.low) && std::isfinite(range.high); }
@@ -113,8 +113,8 @@ Range modulo(Type type, const Range& a, const Range& b, const Tile& tile) {
   if (type == Type::real && !divides_exactly(a, b)) {
     if (!finite(a) || !finite(b)) return everything_range();
     // a - b floor(a / b), where the rounded quotient may reach the next integer.
-    const double error = 4 * kArithmeticError * (std::max(-a.low, a.high) + std::max(-b.low, b.high));
-    return rounded_range(std::min(0.0, b.low) - error, std::max(0.0, b.high) + error, kArithmeticError);
+    const double error = kFunctionError * (std::max(-a.low, a.high) + std::max(-b.low, b.high));
+    return rounded_range(std::min(0.0, b.low) - error, std::max(0.0, b.high) + error);
   }
   if (finite(a) && b.point()) {
     const auto divisor = static_cast<int64_t>(b.low);
@@ -172,14 +172,14 @@ Range power(Type type, const Range& a, const Range& b) {
     result = a.high >= 0 ? exact(b.low == 0 ? 1 : 0, result.high) : result;
   }
   if (result.unknown()) return result;
-  return type == Type::integer ? close(type, result, true) : rounded_range(result.low, result.high, kFunctionError);
+  return type == Type::integer ? close(type, result, true) : function_range(result.low, result.high);
 }
 
 /// An increasing function of a real.
 Range increasing(Op op, const Range& a) {
   if (a.unknown()) return a;
   const Range plain = hull({apply_scalar(op, Type::real, a.low), apply_scalar(op, Type::real, a.high)});
-  return plain.unknown() ? plain : rounded_range(plain.low, plain.high, kFunctionError);
+  return plain.unknown() ? plain : function_range(plain.low, plain.high);
 }
 
 /// a - b over the tile: exact when both are affine.
@@ -218,13 +218,18 @@ Range convert(Type to, const Range& a) {
   if (to == Type::real) {
     // Beyond 2^24 an integer may be rounded.
     if (a.low >= -kLargestExact && a.high <= kLargestExact) return a;
-    return a.unknown() ? a : rounded_range(a.low, a.high, kArithmeticError);
+    return a.unknown() ? a : rounded_range(a.low, a.high);
   }
   if (a.integral) return a;
   return finite(a) ? close(Type::integer, exact(std::trunc(a.low), std::trunc(a.high)), true) : everything_range();
 }
 
 }  // namespace
+
+double as_float(double value) {
+  if (std::abs(value) <= FLT_MAX) return static_cast<double>(static_cast<float>(value));
+  return std::isnan(value) ? value : std::copysign(kInfinity, value);
+}
 
 bool Range::unknown() const { return low == -kInfinity && high == kInfinity; }
 
@@ -249,14 +254,18 @@ Range affine_range(double row_factor, double column_factor, double constant, con
   return range;
 }
 
-Range rounded_range(double low, double high, double relative) {
-  // Results below the least normal float32 may be flushed to 0, those above the largest are infinite.
-  const double least = FLT_MIN, largest = FLT_MAX;
-  low -= std::abs(low) * relative + least;
-  high += std::abs(high) * relative + least;
-  if (low < -largest) low = -kInfinity;
-  if (high > largest) high = kInfinity;
-  return exact(std::min(low, largest), std::max(high, -largest));
+Range rounded_range(double low, double high) {
+  // Rounding is monotone: between the rounded ends lies the rounded value of everything between the ends.
+  low = std::min(low, as_float(low));
+  high = std::max(high, as_float(high));
+  // Numbers below the least normal float32 may be flushed to 0.
+  if (low > 0 && low < FLT_MIN) low = 0;
+  if (high < 0 && high > -FLT_MIN) high = 0;
+  return exact(low, high);
+}
+
+Range function_range(double low, double high) {
+  return rounded_range(low - std::abs(low) * kFunctionError - FLT_MIN, high + std::abs(high) * kFunctionError + FLT_MIN);
 }
 
 Range range_of(Op op, Type type, const std::vector<Expr>& operands, const Range* args, const Tile& tile) {
@@ -280,7 +289,7 @@ Range range_of(Op op, Type type, const std::vector<Expr>& operands, const Range*
     case Op::sqrt: return a.low < 0 ? everything_range() : increasing(op, a);
     case Op::pow: return power(type, a, b);
     case Op::cos:
-    case Op::sin: return finite(a) ? rounded_range(-1, 1, kFunctionError) : everything_range();
+    case Op::sin: return finite(a) ? function_range(-1, 1) : everything_range();
     case Op::lt:
     case Op::le:
     case Op::gt:

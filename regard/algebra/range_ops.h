@@ -9,11 +9,15 @@ Range range_of(Op op, Type type, const std::vector<Expr>& operands, const Range*
 
 Range everything_range();
 Range affine_range(double row_factor, double column_factor, double constant, const Tile& tile);
-/// A range of reals that may have been rounded to float32.
-Range rounded_range(double low, double high, double relative);
+/// A range of results of correctly rounded float32 or float64 operations, given the exact one.
+Range rounded_range(double low, double high);
+/// The same for elementary functions, which a fast kernel computes to a few units in the last place.
+Range function_range(double low, double high);
 
-/// float32 arithmetic is off by 2^-24 of the result, elementary functions in a fast kernel by some units more.
-constexpr double kArithmeticError = 1.0 / (1 << 23);
+/// `value` rounded to float32.
+double as_float(double value);
+
+/// 32 units in the last place of float32.
 constexpr double kFunctionError = 1.0 / (1 << 18);
 
 }  // namespace regard
