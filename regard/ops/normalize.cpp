@@ -24,7 +24,8 @@ Normalized softmax_of(const at::Tensor& scores, const at::Tensor& keep, const at
     top = top.defined() ? at::maximum(top, sink_top) : sink_top.expand_symint({s.sym_size(0), s.sym_size(1), s.sym_size(2), 1});
   }
   if (!top.defined()) top = at::zeros_symint({s.sym_size(0), s.sym_size(1), s.sym_size(2), 1}, s.options());
-  top = at::where(top.eq(-kInfinity), at::zeros({}, top.options()), top);
+  // A row without keys has no maximum; a NaN score must not reach the masked pairs of its row.
+  top = at::where(at::isfinite(top), top, at::zeros({}, top.options()));
 
   const at::Tensor e = at::exp(at::sub(s, top));                        // 0 where not counted
   at::Tensor sum = e.sum(-1, true), e_sinks;
@@ -35,15 +36,13 @@ Normalized softmax_of(const at::Tensor& scores, const at::Tensor& keep, const at
   const at::Tensor safe = positive_or_one(sum);
   const at::Tensor divisor = detach ? safe.detach() : safe;
   Normalized out;
-  out.shares = at::div(e, divisor);
-  if (z.defined()) out.sink_shares = at::div(e_sinks, divisor);
+  out.shares = at::div(e, safe);
+  if (z.defined()) out.sink_shares = at::div(e_sinks, safe);
   out.statistic = at::where(sum.gt(0), at::add(top, at::log(safe)), at::full({}, -kInfinity, sum.options())).squeeze(-1);
   // A NaN score must reach its row, which `sum > 0` would hide.
   out.statistic = at::where(at::isnan(sum).squeeze(-1), sum.squeeze(-1), out.statistic);
-  if (!keep.defined() && !counted.defined()) {
-    out.weights = out.shares;
-  } else if (keep.is_same(counted)) {
-    out.weights = out.shares;
+  if (keep.is_same(counted)) {
+    out.weights = detach ? at::div(e, divisor) : out.shares;
   } else {
     const at::Tensor kept = at::div(at::exp(at::sub(masked(scores, keep, -kInfinity), top)), divisor);
     out.weights = at::where(sum.gt(0), kept, at::zeros({}, kept.options()));
@@ -101,10 +100,9 @@ Normalized normalize(const Normalizer& normalizer, const at::Tensor& scores, con
     }
     case Kind::sum: {
       const at::Tensor positive = at::relu(scores);
-      const at::Tensor sum = row_sum(masked(positive, counted, 0)).clamp_min(normalizer.floor);
-      const at::Tensor safe = positive_or_one(sum);
-      out.shares = normalizer.detach ? safe.detach() : safe;
-      out.weights = masked(at::div(positive, out.shares), keep, 0);
+      out.shares = row_sum(masked(positive, counted, 0));
+      const at::Tensor sum = out.shares.clamp_min(normalizer.floor), safe = positive_or_one(sum);
+      out.weights = masked(at::div(positive, normalizer.detach ? safe.detach() : safe), keep, 0);
       out.statistic = at::where(sum.gt(0), at::log(safe), at::full({}, -kInfinity, sum.options())).squeeze(-1);
       return out;
     }
@@ -147,12 +145,13 @@ NormalizedGradient normalize_backward(const Normalizer& normalizer, const Normal
       return out;
     }
     case Kind::sum: {
-      const at::Tensor& sum = result.shares;
-      const at::Tensor active = at::logical_and(sum.ge(normalizer.floor), at::full({}, !normalizer.detach, g.options().dtype(at::kBool)));
-      at::Tensor shared = at::div(at::where(active, row_sum(at::mul(result.weights, g)), at::zeros({}, g.options())), sum);
-      if (grad_row.defined())
-        shared = at::sub(shared, at::where(sum.ge(normalizer.floor), at::div(grad_row, sum), at::zeros({}, g.options())));
-      const at::Tensor d = at::sub(at::div(g, sum), masked(shared.expand_symint(g.sym_sizes()), counted, 0));
+      // a_j = r_j / L, L = max(sum r, floor): d r_j = g_j / L + ([above the floor] / L) (d statistic - sum_k a_k g_k)
+      const at::Tensor sum = positive_or_one(result.shares.clamp_min(normalizer.floor));
+      at::Tensor shared = normalizer.detach ? at::zeros({}, g.options()) : row_sum(at::mul(result.weights, g));
+      if (grad_row.defined()) shared = at::sub(shared, grad_row);
+      shared = at::where(result.shares.ge(normalizer.floor), at::div(shared, sum), at::zeros({}, g.options()));
+      const at::Tensor own = at::div(g, normalizer.detach ? sum.detach() : sum);
+      const at::Tensor d = at::sub(own, masked(shared.expand_symint(g.sym_sizes()), counted, 0));
       return {at::where(scores.gt(0), d, at::zeros({}, d.options())), {}};
     }
     case Kind::sigmoid: return {masked(at::mul(at::mul(g, result.weights), at::rsub(result.weights, 1)), keep, 0), {}};

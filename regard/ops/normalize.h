@@ -12,7 +12,7 @@ struct Normalized {
   at::Tensor weights;    ///< (B,H,m,N), 0 where not kept
   at::Tensor statistic;  ///< (B,H,m): softmax, signed softmax: log of the denominator (-inf for a row without keys);
                          ///< sum: log of the denominator; others: 0
-  at::Tensor shares;     ///< softmax kinds: exp(s - statistic) over the counted pairs; sum: the denominator
+  at::Tensor shares;     ///< softmax kinds: exp(s - statistic) over the counted pairs; sum: the sum before the floor
   at::Tensor sink_shares;  ///< (B,H,m,S)
 };
 
