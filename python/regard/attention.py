@@ -87,6 +87,8 @@ class _Call(NamedTuple):
     """What an op needs beside q, k, v."""
 
     spec: str
+    table: dict
+    names: list
     captures: list
     operands: list
     dropout: float
@@ -110,7 +112,7 @@ def _prepare(function, q, *, score=None, mask=None, weight=None, counted=None, p
             fail(function, "either spec or the arguments that make one", f"spec and {', '.join(twice)}")
         if not isinstance(spec, Spec):
             spec = Spec.from_json(spec)
-        settings, text = spec.settings, spec.json
+        settings, text, table = spec.settings, spec.json, spec.table
         tensors = spec.captures if captures is None else captures
         names, operand_names = settings["captures"], spec.operands
         if settings["sinks"] != (sinks is not None):
@@ -123,10 +125,12 @@ def _prepare(function, q, *, score=None, mask=None, weight=None, counted=None, p
         traced = trace(function, score=score, mask=mask, weight=weight, counted=counted, pair_outputs=pair_outputs,
                        normalizer=normalizer, sinks=sinks is not None, scale=scale, dropout=dropout,
                        is_causal=is_causal, device=q.device)
-        text, tensors, names, operand_names = traced.json, traced.captures, list(traced.captures), traced.operands
+        text, table, tensors, operand_names = traced
+        names = list(tensors)
         kind = normalizer if isinstance(normalizer, str) else normalizer.get("kind", "softmax")
         extra = (dropout, bool(pair_outputs), kind, weight is not None)
-    return _Call(text, _named_tensors(function, names, tensors), _pairs(function, operand_names, operands), *extra)
+    return _Call(text, table, names, _named_tensors(function, names, tensors),
+                 _pairs(function, operand_names, operands), *extra)
 
 
 def _named_tensors(function: str, names: list[str], tensors) -> list:

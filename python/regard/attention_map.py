@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import NamedTuple
 
 import torch
 
 from .attention import _check_tensors, _path, _prepare
 from .errors import fail
+from .trace import json_text
 
 __all__ = ["AttentionMap", "RowStatistics"]
 
@@ -48,7 +48,7 @@ class AttentionMap:
             fail("AttentionMap", "a spec without pair outputs", "pair outputs")
         self._q, self._k, self._sinks = q, k, sinks
         self._call, self._offset, self._path = call, query_offset, _path("AttentionMap", path)
-        self._captures = dict(zip(_names(call), call.captures))
+        self._captures = dict(zip(call.names, call.captures))
 
     def __repr__(self) -> str:
         b, h, m = self._q.shape[:3]
@@ -63,8 +63,8 @@ class AttentionMap:
         """P^T u: (B, H, M, Du) -> (B, H, N, Du), for every query head."""
         _check_tensors("AttentionMap.apply_transposed", u=u)
         return torch.ops.regard.attention_transposed(
-            self._q, self._k, u, self._call.spec, self._call.captures, self._call.operands, self._sinks, self._offset,
-            self._path)
+            self._q, self._k, u, self._call.spec, self._call.captures, self._call.operands, self._sinks,
+            query_offset=self._offset, path=self._path)
 
     def rows(self, indices):
         """The rows P_i. of the given queries: indices (R), or one integer -> (B, H, R, N)."""
@@ -73,7 +73,7 @@ class AttentionMap:
             fail("AttentionMap.rows", "integer indices (R)", f"{rows.dtype} of shape {tuple(rows.shape)}")
         return torch.ops.regard.attention_rows(
             self._q, self._k, rows.reshape(-1).long(), self._call.spec, self._call.captures, self._call.operands,
-            self._sinks, self._offset)
+            self._sinks, query_offset=self._offset)
 
     def column_sums(self):
         """sum_i P_ij, what every key receives: (B, H, N)."""
@@ -110,19 +110,18 @@ class AttentionMap:
     # A pair output is given by a function that appends nodes to a table and returns the node of its value.
 
     def _statistics(self, outputs):
-        table = json.loads(self._call.spec)
-        table.setdefault("nodes", [])
+        table = {**self._call.table, "nodes": list(self._call.table.get("nodes", ()))}
         captures = dict(self._captures)
         listed = [{"value": output(table, captures)} for output in outputs]
         if listed:
             table["pair_outputs"] = listed
         ordered = [captures[name] for name in sorted(captures)]
         v = self._k[..., :0]
-        return self._attend(v, json.dumps(table), ordered)
+        return self._attend(v, json_text(table), ordered)
 
     def _attend(self, v, spec, captures):
-        return torch.ops.regard.attention(self._q, self._k, v, spec, captures, self._call.operands, self._sinks, None,
-                                          self._offset, self._path)
+        return torch.ops.regard.attention(self._q, self._k, v, spec, captures, self._call.operands, self._sinks,
+                                          query_offset=self._offset, path=self._path)
 
     def _entropy_outputs(self):
         if self._call.normalizer != "softmax" or self._call.weight:
@@ -157,12 +156,6 @@ class AttentionMap:
             return _real(nodes, _append(nodes, "capture", taken, kind, *index), kind)
 
         return output
-
-
-def _names(call) -> list[str]:
-    from .spec import names_read
-
-    return names_read(json.loads(call.spec))[0]
 
 
 def _append(nodes: list, *node) -> int:

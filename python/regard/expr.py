@@ -162,8 +162,8 @@ def heads() -> "Value":
     return _current("heads").leaf("heads")
 
 
-def promote(*values: "Value") -> str:
-    return max((value._type for value in values), key=_RANK.__getitem__)
+def promote(a: "Value", b: "Value") -> str:
+    return a._type if _RANK[a._type] >= _RANK[b._type] else b._type
 
 
 def cast(value: "Value", type: str) -> "Value":
@@ -172,8 +172,6 @@ def cast(value: "Value", type: str) -> "Value":
 
 class Value:
     """A number of every pair, as an expression. Use it as a torch scalar."""
-
-    __slots__ = ("_graph", "_node", "_type")
 
     def __init__(self, graph: Graph, node: int, type: str):
         self._graph = graph

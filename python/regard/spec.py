@@ -23,7 +23,7 @@ class Spec:
     of the extra operand pairs that a call must bring).
     """
 
-    __slots__ = ("json", "captures", "operands", "settings")
+    __slots__ = ("json", "captures", "operands", "settings", "table")
 
     def __init__(self, *, score=None, mask=None, weight=None, counted=None, pair_outputs=(), normalizer="softmax",
                  sinks=False, scale=None, dropout=0.0, is_causal=False, device=None):
@@ -47,7 +47,7 @@ class Spec:
     def _fill(self, text: str, captures: dict) -> None:
         table = json.loads(text)
         names, operands = names_read(table)
-        self.json, self.captures, self.operands = text, captures, operands
+        self.json, self.table, self.captures, self.operands = text, table, captures, operands
         # What a call needs to know of a spec without parsing it again.
         self.settings = {
             "captures": names,

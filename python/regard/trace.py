@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 import types
 from typing import Any, Callable, NamedTuple
@@ -33,9 +32,10 @@ class PairOutput(NamedTuple):
 
 
 class Traced(NamedTuple):
-    """A spec as JSON, the tensors that its functions closed over, and the operand pairs that they read, by name."""
+    """A spec as JSON and as a dict, the tensors that its functions closed over and the operand pairs that they read."""
 
     json: str
+    table: dict
     captures: dict[str, torch.Tensor]
     operands: list[str]
 
@@ -70,10 +70,11 @@ def trace(function: str = "attention", *, score=None, mask=None, weight=None, co
     _settings(function, table, normalizer, sinks, scale, dropout)
     nodes, table = _prune(graph, table)
     used = {node[1] for node in nodes if node[0] == "capture"}
-    captures = {name: tensor for name, tensor in sorted(graph.captures.items()) if name in used}
-    text = json.dumps({"nodes": nodes, **table} if nodes else table)
+    captures = {name: graph.captures[name] for name in sorted(graph.captures) if name in used}
+    if nodes:
+        table = {"nodes": nodes, **table}
     operands = sorted({node[1] for node in nodes if node[0] == "dot" and len(node) > 1 and node[1]})
-    return Traced(text, captures, operands)
+    return Traced(json_text(table), table, captures, operands)
 
 
 def _keep(graph: Graph, mask, is_causal: bool, pair: list[Value]) -> Value | None:
@@ -204,20 +205,22 @@ def _named(x) -> str:
 
 
 def _result(graph: Graph, role: str, function, result, type: str) -> Value:
-    place = definition(function)
+    def place():
+        return definition(function)
+
     if isinstance(result, PartialIndex):
-        raise trace_error(graph.function, f"{role} to return one number", "a partly indexed tensor", place)
+        raise trace_error(graph.function, f"{role} to return one number", "a partly indexed tensor", place())
     if not isinstance(result, (Value, bool, int, float, torch.Tensor)):
-        raise trace_error(graph.function, f"{role} to return a traced value", f"{result.__class__.__name__}", place)
+        raise trace_error(graph.function, f"{role} to return a traced value", f"{result.__class__.__name__}", place())
     if isinstance(result, torch.Tensor) and result.dim() != 0:
         raise trace_error(graph.function, f"{role} to return one number (index captured tensors by b, h, i or j)",
-                          f"a tensor of shape {tuple(result.shape)}", place)
+                          f"a tensor of shape {tuple(result.shape)}", place())
     value = graph.lift(result)
     if type == FLOAT:
         return cast(value, FLOAT)
     if value._type != type:
         kind = "a boolean (write a comparison)" if type == BOOL else "an integer"
-        raise trace_error(graph.function, f"{role} to return {kind}", f"a value of type {value._type}", place)
+        raise trace_error(graph.function, f"{role} to return {kind}", f"a value of type {value._type}", place())
     return value
 
 
@@ -230,6 +233,19 @@ def _operands(node: tuple) -> range:
     if op == "cast":
         return range(1, 2)
     return range(1 + _LITERALS.get(op, 0), len(node))
+
+
+def json_text(value) -> str:
+    """json.dumps of what a table holds; torch.compile can trace this one."""
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return "{" + ", ".join([f'"{key}": {json_text(item)}' for key, item in value.items()]) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join([json_text(item) for item in value]) + "]"
+    return repr(value)
 
 
 def _prune(graph: Graph, table: dict) -> tuple[list[list], dict]:
