@@ -48,7 +48,7 @@ def attention(q, k, v, *, score=None, mask=None, weight=None, counted=None, pair
         spec: a `Spec`, or its JSON, in place of the functions and of normalizer, scale, dropout, is_causal.
         captures: dict of the tensors that `spec` reads by name; default those it was traced with.
         operands: dict name -> (q_x, k_x) of the extra pairs that `regard.expr.dot("name")` reads,
-            (B, Hx, M, Dx) and (B, Hx, N, Dx).
+            (B, Hx, M, Dx) and (B, Hx, N, Dx); Hx divides H, query head h reads head h // (H / Hx).
         normalizer: "softmax", "signed_softmax", "sum", "sigmoid", "relu", "identity", "z_score", or a dict with the
             keys kind, divisor, floor, epsilon, detach.
         sinks: sink logits (H) or (H, S): keys without a value, softmax only.

@@ -1,5 +1,6 @@
 """Attention by the book: the user's functions called on whole index tensors, M x N formed. Float64, autograd."""
 
+import functools
 import math
 
 import torch
@@ -21,12 +22,27 @@ def scores(q, k, scale=None):
     return scale * (q @ k.transpose(-1, -2))
 
 
+def double(function):
+    """Python numbers and quotients of integers count as float64 inside."""
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            torch.set_default_dtype(before)
+
+    return run
+
+
 def full(value, shape, dtype=None):
     """A function's result on all pairs, whatever it depends on."""
     value = torch.as_tensor(value, dtype=dtype)
     return value.expand(shape)
 
 
+@double
 def weights(q, k, *, score=None, mask=None, weight=None, scale=None, query_offset=0, is_causal=False, sinks=None):
     """Softmax weights (B, H, M, N) and lse (B, H, M); a row without keys has weights 0 and lse -inf."""
     s = scores(q, k, scale)

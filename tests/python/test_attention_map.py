@@ -33,7 +33,7 @@ def case(request, qkv):
 def same_gradients(actual, expected, inputs, tolerance=1e-10):
     g = torch.randn_like(expected)
     for a, e in zip(torch.autograd.grad(actual, inputs, g, allow_unused=True),
-                    torch.autograd.grad(expected, inputs, g, allow_unused=True)):
+                    torch.autograd.grad(expected, inputs, g, allow_unused=True, retain_graph=True)):
         e = torch.zeros_like(inputs[0]) if e is None else e
         close(torch.zeros_like(e) if a is None else a, e, tolerance)
 
