@@ -12,7 +12,7 @@ B, H, Hk, M, N, D = 1, 2, 1, 3, 4, 2
 
 def inputs():
     """q, k, v, slopes (H), bias (M, N), qx, kx, sinks (H)."""
-    shapes = ((B, H, M, D), (B, Hk, N, D), (B, Hk, N, 3), (H,), (M, N), (B, H, M, 2), (B, 1, N, 2), (H,))
+    shapes = ((B, H, M, D), (B, Hk, N, D), (B, Hk, N, 3), (H,), (M, N), (B, 1, M, 2), (B, 1, N, 2), (H,))
     return tuple(torch.randn(*shape, dtype=torch.float64) for shape in shapes)
 
 
