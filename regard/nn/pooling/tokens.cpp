@@ -8,15 +8,15 @@ namespace regard {
 PoolTokens::PoolTokens(const std::string& function, const at::Tensor& given, const Context& context,
                        bool include_prefix) {
   x = given.dim() == 3 ? given : given.flatten(2).transpose(1, 2);
-  const at::Tensor lengths = context.input("lengths");
-  if (lengths.defined()) padded = padding(lengths, x.sym_size(1));
+  lengths = context.input("lengths");
   if (!include_prefix && context.prefix > 0) {
     x = x.slice(1, context.prefix);
-    if (padded.defined()) padded = padded.slice(1, context.prefix);
+    if (lengths.defined()) lengths = (lengths - context.prefix).clamp_min(0);
   }
   if (TORCH_GUARD_OR_FALSE(x.sym_size(1).sym_eq(0)))
     fail(function, "at least one token to pool", describe(given) + " with prefix " + std::to_string(context.prefix));
-  if (!padded.defined()) return;
+  if (!lengths.defined()) return;
+  padded = padding(lengths, x.sym_size(1));
   empty = padded.all(1);
   x = x.masked_fill(padded.unsqueeze(2), 0);
 }

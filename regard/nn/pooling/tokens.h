@@ -15,6 +15,7 @@ namespace regard {
 /// gradient. Throws regard::Error when no token is left (N = 0).
 struct PoolTokens {
   at::Tensor x;        ///< (B, N, D)
+  at::Tensor lengths;  ///< (B) int64: how many of these tokens exist; undefined: all
   at::Tensor padded;   ///< (B, N) boolean, true where the token does not exist; undefined: all exist
   at::Tensor empty;    ///< (B) boolean, true for a row without tokens; undefined: none is
 

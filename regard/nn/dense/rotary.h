@@ -1,0 +1,17 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <string>
+
+namespace regard {
+
+/// Rotary position embedding (Su et al., 2021): pair t of channels of a token at position p turns by p theta^(-2t/W),
+///
+///     (a, b) -> (a cos - b sin, b cos + a sin),
+///
+/// over the first `width` W channels; the rest stay. Pairs are (t, t + W/2), or (2t, 2t + 1) when `interleaved`.
+/// x (B, H, L, Dh); positions (L) or (B, L), any real numbers. Angles in float32, float64 for float64 x.
+at::Tensor rotate(const at::Tensor& x, const at::Tensor& positions, double theta, int64_t width, bool interleaved);
+
+}  // namespace regard

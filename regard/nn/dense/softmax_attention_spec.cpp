@@ -1,0 +1,167 @@
+#include "regard/nn/dense/softmax_attention_spec.h"
+
+#include <map>
+
+#include "regard/base/error.h"
+#include "regard/nn/shapes.h"
+
+namespace regard {
+namespace {
+
+using Config = SoftmaxAttention::Config;
+constexpr const char* id = "softmax-attention";
+
+/// Collects the expressions and the tensors they capture.
+class Builder {
+ public:
+  Builder(const Config& config, const Context& context, const at::Tensor& q, const at::Tensor& k)
+      : config_(config), context_(context), q_(q), k_(k) {}
+
+  /// The element of `tensor` that belongs to a pair: it is broadcast against (B, H, M, N) as torch does, but read by
+  /// indices, so that its expansion is never stored.
+  Expr pair_capture(const std::string& name, Type type, const at::Tensor& tensor) {
+    const c10::SymInt full[] = {q_.sym_size(0), q_.sym_size(1), q_.sym_size(2), k_.sym_size(2)};
+    const Expr local[] = {batch(), head(), row(), column()};
+    const int64_t skipped = 4 - tensor.dim();
+    std::vector<Expr> indices;
+    bool fits = skipped >= 0;
+    for (int64_t d = 0; fits && d < tensor.dim(); ++d) {
+      const c10::SymInt size = tensor.sym_size(d);
+      fits = size == full[skipped + d] || size == 1;
+      indices.push_back(size == 1 ? Expr(0) : local[skipped + d]);
+    }
+    if (!fits)
+      fail(id, name + " to broadcast to (B, H, M, N) = " + describe(c10::SymIntArrayRef(full)), describe(tensor));
+    return hold(name, type, tensor, std::move(indices));
+  }
+
+  Expr hold(const std::string& name, Type type, const at::Tensor& tensor, std::vector<Expr> indices) {
+    captured_[name] = tensor;
+    return capture(name, type, std::move(indices));
+  }
+  void hold(const std::string& name, const at::Tensor& tensor) { captured_[name] = tensor; }
+
+  void hide(const Expr& keep) { keep_ = keep_.defined() ? keep_ & keep : keep; }
+
+  Expr score() {
+    Expr s = scale() * dot();
+    if (config_.softcap > 0) s = Expr(config_.softcap) * tanh(s / Expr(config_.softcap));
+    const at::Tensor bias = context_.input("bias");
+    if (bias.defined()) {
+      if (!at::isFloatingType(bias.scalar_type())) fail(id, "bias of a floating type", describe(bias));
+      s = s + pair_capture("bias", Type::real, bias);
+    }
+    const at::Tensor slopes = context_.input("slopes");
+    if (slopes.defined() && !(slopes.dim() == 1 && slopes.sym_size(0) == config_.heads))
+      fail(id, "slopes (" + std::to_string(config_.heads) + ",)", describe(slopes));
+    if (config_.alibi || slopes.defined()) {
+      const at::Tensor used = slopes.defined() ? slopes : alibi_slopes(config_.heads, q_.options());
+      s = s - hold("slopes", Type::real, used, {head()}) * cast(abs(query() - key()), Type::real);
+    }
+    if (config_.normalizer == "sigmoid")
+      s = s + (config_.sigmoid_bias ? Expr(*config_.sigmoid_bias) : -log(cast(keys(), Type::real)));
+    if (config_.divisor == "sqrt_keys") s = s / sqrt(cast(keys(), Type::real));
+    return s;
+  }
+
+  Expr keep(const Visibility& visibility) {
+    if (config_.causal) hide(masks::causal());
+    if (config_.window_left >= 0 || config_.window_right >= 0)
+      hide(masks::window(config_.window_left, config_.window_right));
+    if (visibility.key_lengths.defined()) {
+      hold("lengths", visibility.key_lengths);
+      hide(masks::lengths("lengths"));
+    }
+    if (visibility.key_hidden.defined())
+      hide(~hold("key_hidden", Type::boolean, visibility.key_hidden, {batch(), column()}));
+    const at::Tensor hidden = context_.input("hidden");
+    if (hidden.defined()) {
+      if (hidden.scalar_type() != at::kBool) fail(id, "hidden of type bool (true = not attended)", describe(hidden));
+      hide(~pair_capture("hidden", Type::boolean, hidden));
+    }
+    hide_other_segments();
+    return keep_;
+  }
+
+  std::vector<at::Tensor> captured(const AttentionSpec& spec) const {
+    std::vector<at::Tensor> tensors;
+    for (const auto& name : spec.captures()) tensors.push_back(captured_.at(name));
+    return tensors;
+  }
+
+ private:
+  void hide_other_segments() {
+    const at::Tensor segments = context_.input("segments"), of_memory = context_.input("memory_segments");
+    if (!segments.defined() && !of_memory.defined()) return;
+    const bool cross = context_.input("memory").defined();
+    if (!segments.defined() || cross != of_memory.defined())
+      fail(id, cross ? "segments and memory_segments together" : "segments alone without memory",
+           segments.defined() ? (cross ? "segments alone" : "both") : "memory_segments alone");
+    const at::Tensor& other = cross ? of_memory : segments;
+    require_tokens("segments", segments, q_.sym_size(2));
+    require_tokens("memory_segments", other, k_.sym_size(2));
+    hold("segments", segments);
+    hold("memory_segments", other);
+    hide(masks::documents("segments", "memory_segments"));
+  }
+  void require_tokens(const char* name, const at::Tensor& ids, const c10::SymInt& tokens) const {
+    if (ids.dim() == 2 && c10::isIntegralType(ids.scalar_type(), false) && ids.sym_size(0) == q_.sym_size(0) &&
+        ids.sym_size(1) == tokens)
+      return;
+    fail(id, std::string(name) + " (B, L), integer, L = " + describe(tokens), describe(ids));
+  }
+
+  const Config& config_;
+  const Context& context_;
+  const at::Tensor &q_, &k_;
+  Expr keep_;
+  std::map<std::string, at::Tensor> captured_;
+};
+
+Normalizer normalizer_of(const Config& config) {
+  using Kind = Normalizer::Kind;
+  using Divisor = Normalizer::Divisor;
+  Normalizer normalizer;
+  normalizer.sinks = config.sinks > 0 || config.normalizer == "softmax1";
+  if (config.normalizer == "sigmoid") normalizer.kind = Kind::sigmoid;
+  if (config.normalizer == "relu") normalizer.kind = Kind::relu;
+  if (config.normalizer == "none") normalizer.kind = Kind::identity;
+  const bool keys = config.divisor == "keys" || (config.divisor == "auto" && config.normalizer == "relu");
+  if (keys) normalizer.divisor = Divisor::keys;
+  if (config.divisor == "visible") normalizer.divisor = Divisor::kept;
+  return normalizer;
+}
+
+}  // namespace
+
+PreparedAttention prepare(const Config& config, const Weights& weights, const Context& context,
+                          const Visibility& visibility, const at::Tensor& q, const at::Tensor& k) {
+  PreparedAttention prepared;
+  Builder builder(config, context, q, k);
+  AttentionSpec& spec = prepared.spec;
+  spec.score = builder.score();
+  spec.keep = builder.keep(visibility);
+  spec.normalizer = normalizer_of(config);
+  spec.scale = config.scale;
+  AttentionArguments& arguments = prepared.arguments;
+  arguments.captures = builder.captured(spec);
+  arguments.path = context.path;
+  // softmax1 adds exp(0) to the sum: a sink whose logit is 0.
+  if (config.sinks > 0) arguments.sinks = weights["sinks"];
+  if (config.normalizer == "softmax1") arguments.sinks = at::zeros({config.heads}, q.options());
+  if (context.input("memory").defined() && config.alignment == "bottom_right")
+    arguments.query_offset = k.sym_size(2) - q.sym_size(2);
+  return prepared;
+}
+
+at::Tensor alibi_slopes(int64_t heads, const at::TensorOptions& options) {
+  int64_t power = 1;
+  while (2 * power <= heads) power *= 2;
+  const double p = static_cast<double>(power);
+  const auto real = options.dtype(at::kFloat);
+  const at::Tensor own = at::exp2((at::arange(power, real) + 1) * (-8 / p));
+  const at::Tensor between = at::exp2((at::arange(heads - power, real) * 2 + 1) * (-4 / p));
+  return at::cat({own, between});
+}
+
+}  // namespace regard

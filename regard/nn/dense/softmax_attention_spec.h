@@ -1,0 +1,28 @@
+#pragma once
+
+#include "regard/nn/context.h"
+#include "regard/nn/dense/softmax_attention.h"
+#include "regard/ops/attention.h"
+
+namespace regard {
+
+/// Which tokens a call of softmax-attention has, (B) int64 and (B, N) boolean; undefined when absent.
+struct Visibility {
+  at::Tensor lengths;     ///< of the queries' tokens
+  at::Tensor key_lengths; ///< of the keys' tokens
+  at::Tensor key_hidden;  ///< true = NOT attended
+};
+
+/// The spec of one call and the tensors it captures: score, keep and normalizer of SoftmaxAttention, nothing dense.
+struct PreparedAttention {
+  AttentionSpec spec;
+  AttentionArguments arguments;
+};
+PreparedAttention prepare(const SoftmaxAttention::Config& config, const Weights& weights, const Context& context,
+                          const Visibility& visibility, const at::Tensor& q, const at::Tensor& k);
+
+/// Press et al.'s slopes of ALiBi: 2^(-8 (h + 1) / H) when H is a power of two; otherwise those of the power of two
+/// below, then every second one of the power above. (H) float32.
+at::Tensor alibi_slopes(int64_t heads, const at::TensorOptions& options);
+
+}  // namespace regard
