@@ -8,14 +8,7 @@ namespace regard {
 at::Tensor dropout(const at::Tensor& x, double p, Context& context) {
   if (p == 0 || !context.training) return x;
   const at::Tensor seed = context.stream("dropout").to(x.device());
-  const auto integer = seed.options();
-  std::vector<at::Tensor> indices;
-  for (int64_t d = 0; d < x.dim(); ++d) {
-    std::vector<int64_t> shape(static_cast<size_t>(x.dim()), 1);
-    shape[static_cast<size_t>(d)] = -1;
-    indices.push_back(at::arange(at::Scalar(x.sym_size(d)), integer).view(shape));
-  }
-  const at::Tensor kept = ops::keep_with_probability(1 - p, seed, indices);
+  const at::Tensor kept = ops::random_event(1 - p, seed, ops::indices_of(x));
   return x * kept.to(x.scalar_type()) * (1 / (1 - p));
 }
 
