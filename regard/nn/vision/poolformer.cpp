@@ -51,7 +51,7 @@ Info PoolFormer::info() {
   info.id = "poolformer";
   info.family = "vision";
   info.role = Role::mixer;
-  info.title = "Average pooling as the token mixer";
+  info.title = "PoolFormer: average pooling as the token mixer";
   info.equation = "y_i = mean of x over the window around i, cut at the border, - x_i";
   info.paper = "Yu et al., 2022, MetaFormer Is Actually What You Need for Vision";
   info.inputs = {{"lengths", "(B) int64: tokens of each row; the rest is padding"}};
