@@ -1,0 +1,167 @@
+#include "regard/check/check.h"
+
+#include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+
+#include "regard/base/error.h"
+#include "regard/base/names.h"
+#include "regard/check/call.h"
+#include "regard/check/golden.h"
+#include "regard/check/report.h"
+#include "regard/check/theorem.h"
+#include "regard/ops/boundary.h"
+
+namespace regard {
+namespace checking {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr const char* kGolden = "golden";
+constexpr const char* kGoldenStatement = "outputs and gradients equal those of the official code";
+
+std::vector<std::string> names() {
+  std::vector<std::string> result;
+  for (const auto& theorem : theorems()) result.emplace_back(theorem->name());
+  result.emplace_back(kGolden);
+  return result;
+}
+
+struct Options {
+  std::vector<std::string> theorems;
+  std::string golden;
+  uint64_t seed = 0;
+  bool wants(const std::string& name) const {
+    return std::find(theorems.begin(), theorems.end(), name) != theorems.end();
+  }
+};
+
+void read_theorems(const Json& given, Options& options) {
+  if (!given.is_array()) fail("check", "theorems to be a list of names", given.dump());
+  options.theorems.clear();
+  for (const auto& item : given) {
+    const std::string name = item.is_string() ? item.get<std::string>() : item.dump();
+    const std::vector<std::string> known = names();
+    if (std::find(known.begin(), known.end(), name) == known.end()) {
+      fail("check", "theorems among " + quoted_list(known), "'" + name + "'" + suggestion(name, known));
+    }
+    options.theorems.push_back(name);
+  }
+}
+
+Options read_options(const std::string& text) {
+  const Json json = Json::parse(text.empty() ? "{}" : text, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object()) fail("check", "the options to be a JSON object", text);
+  Options options;
+  options.theorems = names();
+  const char* directory = std::getenv("REGARD_GOLDEN");
+  options.golden = directory ? directory : "";
+  for (const auto& [key, value] : json.items()) {
+    if (key == "theorems") {
+      read_theorems(value, options);
+    } else if (key == "golden" && value.is_string()) {
+      options.golden = value.get<std::string>();
+    } else if (key == "seed" && value.is_number_unsigned()) {
+      options.seed = value.get<uint64_t>();
+    } else {
+      fail("check", "options among 'theorems' (list of names), 'golden' (text), 'seed' (integer >= 0)",
+           "'" + key + "': " + value.dump() + suggestion(key, {"theorems", "golden", "seed"}));
+    }
+  }
+  return options;
+}
+
+Json run_theorem(const Theorem& theorem, const Subject& subject) {
+  if (!subject.unsupported.empty()) return not_applicable(theorem.name(), theorem.statement(), subject.unsupported);
+  if (subject.cases.empty()) {
+    const std::string first = subject.refusals.empty() ? "" : "; the first: " + subject.refusals.front();
+    return failed_entry(theorem.name(), theorem.statement(), "every call of its examples was refused" + first);
+  }
+  const std::string excuse = theorem.excuse(subject);
+  if (!excuse.empty()) return not_applicable(theorem.name(), theorem.statement(), excuse);
+  Findings findings(theorem.tolerance());
+  for (const Case& example : subject.cases) {
+    if (!theorem.wants(example)) continue;
+    findings.count();
+    try {
+      theorem.run(example, findings);
+    } catch (const std::exception& exception) {
+      findings.claim("the call runs; raised: " + message_of(exception), false);
+    }
+  }
+  return entry(theorem, findings);
+}
+
+Json run_golden(const std::string& id, const std::string& directory) {
+  if (directory.empty()) return not_applicable(kGolden, kGoldenStatement, "no directory (set REGARD_GOLDEN)");
+  const Json report = Json::parse(golden(id, directory));
+  if (report.at("files").empty()) return not_applicable(kGolden, kGoldenStatement, "no case of it in " + directory);
+  Json json = not_applicable(kGolden, kGoldenStatement, "");
+  json["outcome"] = report.at("passed").get<bool>() ? "pass" : "fail";
+  json["reason"] = report.at("reason");
+  for (const char* key : {"error", "tolerance", "paths", "claims", "failures", "notes", "counterexample"}) {
+    json[key] = report.at(key);
+  }
+  json["exact"] = false;
+  json["cases"] = report.at("files").size();
+  return json;
+}
+
+Json paths_of(const Subject& subject) {
+  Json paths = Json::array();
+  for (const char* path : {"fused", "stripe", "composite", "auto"}) {
+    for (const Case& example : subject.cases) {
+      if (std::find(example.paths.begin(), example.paths.end(), path) == example.paths.end()) continue;
+      paths.push_back(path);
+      break;
+    }
+  }
+  return paths;
+}
+
+Json run_all(const std::string& id, const Options& options) {
+  // A caller may have switched gradients off or be in inference mode; the theorems need both as usual.
+  const c10::InferenceMode no_inference(false);
+  const c10::AutoGradMode no_gradients(false);
+  const Subject subject = make_subject(id, options.seed);
+  Json report = {{"id", id},
+                 {"passed", true},
+                 {"seed", options.seed},
+                 {"calls", subject.cases.size()},
+                 {"paths", paths_of(subject)},
+                 {"refused_calls", subject.refusals},
+                 {"theorems", Json::array()}};
+  for (const auto& theorem : theorems()) {
+    if (options.wants(theorem->name())) report["theorems"].push_back(run_theorem(*theorem, subject));
+  }
+  if (options.wants(kGolden)) report["theorems"].push_back(run_golden(id, options.golden));
+  for (const auto& theorem : report["theorems"]) {
+    if (theorem.at("outcome") == "fail") report["passed"] = false;
+  }
+  return report;
+}
+
+}  // namespace
+}  // namespace checking
+
+std::string check(const std::string& id, const std::string& options) {
+  return checking::run_all(mechanism(id).info().id, checking::read_options(options)).dump();
+}
+
+std::string theorem_names() { return checking::Json(checking::names()).dump(); }
+
+namespace {
+
+std::string check_op(std::string id, std::string options) { return check(id, options); }
+
+TORCH_LIBRARY_FRAGMENT(regard, m) {
+  m.def("check(str id, str options=\"{}\") -> str", guarded<&check_op>);
+}
+
+}  // namespace
+}  // namespace regard

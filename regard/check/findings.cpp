@@ -1,0 +1,65 @@
+#include "regard/check/findings.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace regard::checking {
+
+namespace {
+
+void keep_once(std::vector<std::string>& list, const std::string& text) {
+  if (std::find(list.begin(), list.end(), text) == list.end()) list.push_back(text);
+}
+
+}  // namespace
+
+void Findings::at(const Case& example, const std::string& path) {
+  case_ = &example;
+  path_ = path;
+  if (!path.empty()) keep_once(paths_, path);
+}
+
+void Findings::note(const std::string& text) { keep_once(notes_, text); }
+
+bool Findings::record(const std::string& what, const Difference& difference, bool holds) {
+  ++claims_;
+  if (holds) return true;
+  ++failures_;
+  const int64_t size = case_ ? case_->x.numel() : 0;
+  if (counterexample_ && counterexample_->size <= size) return false;
+  counterexample_ = Counterexample{what,
+                                   case_ ? case_->instance->config() : "",
+                                   case_ ? case_->text() : "",
+                                   path_,
+                                   size,
+                                   difference.index,
+                                   difference.error,
+                                   difference.expected,
+                                   difference.found};
+  return false;
+}
+
+bool Findings::compare(const std::string& what, const at::Tensor& expected, const at::Tensor& found, double scale) {
+  if (expected.sizes() != found.sizes()) {
+    return record(what + ": shape " + shape_text(found.sizes()) + " instead of " + shape_text(expected.sizes()), {}, false);
+  }
+  const Difference worst = difference(expected, found, scale);
+  error_ = std::max(error_, worst.error);
+  exact_ = exact_ && worst.exact;
+  return record(what, worst, worst.error <= tolerance_);
+}
+
+bool Findings::compare(const std::string& what, double error, double expected, double found) {
+  Difference worst;
+  worst.error = std::isnan(error) ? std::numeric_limits<double>::infinity() : error;
+  worst.expected = expected;
+  worst.found = found;
+  error_ = std::max(error_, worst.error);
+  exact_ = exact_ && worst.error == 0;
+  return record(what, worst, worst.error <= tolerance_);
+}
+
+bool Findings::claim(const std::string& what, bool holds) { return record(what, {}, holds); }
+
+}  // namespace regard::checking

@@ -1,0 +1,67 @@
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "regard/check/case.h"
+#include "regard/check/difference.h"
+
+namespace regard::checking {
+
+/// The smallest case in which a theorem does not hold.
+struct Counterexample {
+  std::string what;             ///< the claim that failed
+  std::string config;           ///< canonical JSON
+  std::string inputs;           ///< shapes of x and of the inputs beside it
+  std::string path;
+  int64_t size = 0;             ///< entries of x
+  std::vector<int64_t> index;   ///< of the worst entry, when tensors were compared
+  double error = 0, expected = 0, found = 0;
+};
+
+/// What the cases of one theorem showed. A theorem states claims; this keeps the worst error and the smallest failure.
+class Findings {
+ public:
+  explicit Findings(double tolerance) : tolerance_(tolerance) {}
+
+  /// The case and the path that the claims to come are about.
+  void at(const Case& example, const std::string& path);
+
+  /// Claim: |expected - found| <= tolerance * scale (scale 0: the largest magnitude of `expected`).
+  bool compare(const std::string& what, const at::Tensor& expected, const at::Tensor& found, double scale = 0);
+  /// Claim: the error measured by the theorem itself is within the tolerance.
+  bool compare(const std::string& what, double error, double expected, double found);
+  /// Claim: a plain fact.
+  bool claim(const std::string& what, bool holds);
+  /// A reported fact, no claim; each is kept once.
+  void note(const std::string& text);
+  /// Counted once a case.
+  void count() { ++cases_; }
+
+  bool failed() const { return counterexample_.has_value(); }
+  double error() const { return error_; }
+  bool exact() const { return exact_; }
+  double tolerance() const { return tolerance_; }
+  int64_t cases() const { return cases_; }
+  int64_t claims() const { return claims_; }
+  int64_t failures() const { return failures_; }
+  const std::vector<std::string>& notes() const { return notes_; }
+  const std::vector<std::string>& paths() const { return paths_; }
+  const std::optional<Counterexample>& counterexample() const { return counterexample_; }
+
+ private:
+  bool record(const std::string& what, const Difference& difference, bool holds);
+
+  double tolerance_;
+  double error_ = 0;
+  bool exact_ = true;
+  int64_t cases_ = 0, claims_ = 0, failures_ = 0;
+  const Case* case_ = nullptr;
+  std::string path_;
+  std::vector<std::string> notes_, paths_;
+  std::optional<Counterexample> counterexample_;
+};
+
+}  // namespace regard::checking

@@ -1,0 +1,186 @@
+// Autograd against central finite differences: first order, second order, forward mode.
+
+#include <ATen/ops/_make_dual.h>
+#include <ATen/ops/_unpack_dual.h>
+#include <torch/csrc/autograd/forward_grad.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "regard/check/call.h"
+#include "regard/check/theorem.h"
+
+namespace regard::checking {
+namespace {
+
+// The five-point rule below errs by about h^4 and by 1e-16 / h: 1e-12 and 1e-13 here, far below the tolerance. Smaller
+// steps follow for a function that has a kink (a maximum) within the first.
+constexpr double kSteps[] = {1e-3, 1e-4, 1e-5};
+constexpr double kTolerance = 1e-6;
+// A derivative much smaller than the case's largest is measured against that one: it may be zero but for rounding.
+constexpr double kFloor = 1e-3;
+
+using Function = std::function<at::Tensor(const Case&)>;
+
+// d/dt f(theta + t d) at 0 = (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / (12 h) + O(h^4).
+double slope(const Case& example, const std::vector<at::Tensor>& direction, double h, const Function& f) {
+  const auto value = [&](double t) {
+    Case moved = example;
+    const std::vector<Leaf> places = leaves(moved);
+    for (size_t i = 0; i < places.size(); ++i) {
+      if (direction[i].defined()) *places[i].place = *places[i].place + t * direction[i];
+    }
+    return f(differentiable(moved)).detach().item<double>();
+  };
+  return (8 * (value(h) - value(-h)) - (value(2 * h) - value(-2 * h))) / (12 * h);
+}
+
+double dot(const std::vector<at::Tensor>& gradient, const std::vector<at::Tensor>& direction) {
+  double sum = 0;
+  for (size_t i = 0; i < gradient.size(); ++i) {
+    if (direction[i].defined()) sum += (gradient[i].detach() * direction[i]).sum().item<double>();
+  }
+  return sum;
+}
+
+std::vector<at::Tensor> values(const std::vector<Leaf>& places) {
+  std::vector<at::Tensor> result;
+  for (const Leaf& leaf : places) result.push_back(*leaf.place);
+  return result;
+}
+
+std::vector<at::Tensor> random_direction(const std::vector<Leaf>& places, uint64_t seed) {
+  std::vector<at::Tensor> result;
+  at::Generator generator = generator_of(seed);
+  for (const Leaf& leaf : places) result.push_back(normal(leaf.place->sizes(), generator));
+  return result;
+}
+
+std::vector<at::Tensor> only(const std::vector<at::Tensor>& direction, size_t index) {
+  std::vector<at::Tensor> result(direction.size());
+  result[index] = direction[index];
+  return result;
+}
+
+// The largest derivative along one tensor's part of the direction: what zero is measured against.
+double largest_part(const std::vector<at::Tensor>& gradient, const std::vector<at::Tensor>& direction) {
+  double largest = 0;
+  for (size_t i = 0; i < gradient.size(); ++i) largest = std::max(largest, std::abs(dot(gradient, only(direction, i))));
+  return largest;
+}
+
+class Gradients final : public Theorem {
+ public:
+  const char* name() const override { return "gradients"; }
+  const char* statement() const override {
+    return "autograd equals finite differences: first and second order, and forward mode";
+  }
+  double tolerance() const override { return kTolerance; }
+  std::string excuse(const Subject&) const override { return ""; }
+  // Every kind of call once or twice; length 16 would only cost time.
+  bool wants(const Case& example) const override { return example.x.dim() != 3 || example.tokens() <= 8; }
+
+  void run(const Case& original, Findings& findings) const override {
+    c10::AutoGradMode grad(true);
+    for (const std::string& path : original.paths) {
+      findings.at(original, path);
+      Case example = differentiable(original);
+      const std::vector<Leaf> places = leaves(example);
+      const Function loss = [&](const Case& c) { return projection(call(c, path)); };
+      const std::vector<at::Tensor> direction = random_direction(places, 7);
+      const std::vector<at::Tensor> first = gradients(loss(example), values(places), /*create_graph=*/true);
+      check_each(example, places, direction, first, loss, findings);
+      check_forward_mode(example, places, direction, first, path, findings);
+      check_second_order(example, places, direction, first, loss, findings);
+    }
+  }
+
+ private:
+  // Keeps the best step: a kink inside a step spoils its slope, never a smaller one's.
+  static bool agree(const std::string& what, double derivative, double scale, const std::function<double(double)>& numeric,
+                    Findings& findings) {
+    double error = std::numeric_limits<double>::infinity(), found = 0;
+    for (const double h : kSteps) {
+      const double slope = numeric(h);
+      const double size = std::max({std::abs(slope), std::abs(derivative), kFloor * scale, 1e-12});
+      if (error <= std::abs(slope - derivative) / size) continue;
+      error = std::abs(slope - derivative) / size;
+      found = slope;
+      if (error <= kTolerance) break;
+    }
+    return findings.compare(what, error, found, derivative);
+  }
+
+  static void check_each(const Case& example, const std::vector<Leaf>& places, const std::vector<at::Tensor>& direction,
+                         const std::vector<at::Tensor>& first, const Function& loss, Findings& findings) {
+    const double scale = largest_part(first, direction);
+    for (size_t i = 0; i < places.size(); ++i) {
+      const std::vector<at::Tensor> one = only(direction, i);
+      agree("first derivative in " + places[i].name, dot(first, one), scale,
+            [&](double h) { return slope(example, one, h, loss); }, findings);
+    }
+  }
+
+  // phi = <gradient, v> along a random v: its derivative along the direction is v^T H d.
+  static void check_second_order(const Case& example, const std::vector<Leaf>& places,
+                                 const std::vector<at::Tensor>& direction, const std::vector<at::Tensor>& first,
+                                 const Function& loss, Findings& findings) {
+    const std::vector<at::Tensor> v = random_direction(places, 8);
+    const auto along = [&](const std::vector<at::Tensor>& gradient) {
+      at::Tensor sum = at::zeros({}, at::kDouble);
+      for (size_t i = 0; i < gradient.size(); ++i) sum = sum + (gradient[i] * v[i]).sum();
+      return sum;
+    };
+    const Function slope_along_v = [&](const Case& c) {
+      Case copy = c;
+      return along(gradients(loss(copy), values(leaves(copy)), /*create_graph=*/true));
+    };
+    const std::vector<at::Tensor> second = gradients(along(first), values(places));
+    const double scale = largest_part(first, direction);
+    const bool whole = agree("second derivative along all tensors", dot(second, direction), scale,
+                             [&](double h) { return slope(example, direction, h, slope_along_v); }, findings);
+    if (whole) return;
+    for (size_t i = 0; i < places.size(); ++i) {
+      const std::vector<at::Tensor> one = only(direction, i);
+      agree("second derivative in " + places[i].name, dot(second, one), scale,
+            [&](double h) { return slope(example, one, h, slope_along_v); }, findings);
+    }
+  }
+
+  // The Jacobian-vector product of forward mode against the gradient along the same direction.
+  static void check_forward_mode(const Case& example, const std::vector<Leaf>& places,
+                                 const std::vector<at::Tensor>& direction, const std::vector<at::Tensor>& first,
+                                 const std::string& path, Findings& findings) {
+    struct Level {
+      uint64_t index = torch::autograd::ForwardADLevel::get_next_idx();
+      ~Level() { torch::autograd::ForwardADLevel::release_idx(index); }
+    } level;
+    Case dual = example;
+    const std::vector<Leaf> dual_places = leaves(dual);
+    for (size_t i = 0; i < dual_places.size(); ++i) {
+      *dual_places[i].place =
+          at::_make_dual(places[i].place->detach(), direction[i], static_cast<int64_t>(level.index));
+    }
+    retie(dual);
+    at::Tensor tangent;
+    try {
+      const at::Tensor output = projection(call(dual, path));
+      tangent = std::get<1>(at::_unpack_dual(output, static_cast<int64_t>(level.index)));
+    } catch (const std::exception& exception) {
+      findings.note(std::string("forward mode is not available: ") + message_of(exception));
+      return;
+    }
+    const double expected = dot(first, direction);
+    const double found = tangent.defined() ? tangent.item<double>() : 0;
+    findings.compare("forward mode equals backward mode",
+                     std::abs(found - expected) / std::max({std::abs(expected), std::abs(found), kFloor * largest_part(first, direction), 1e-12}), expected, found);
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<Theorem> gradients_theorem() { return std::make_unique<Gradients>(); }
+
+}  // namespace regard::checking
