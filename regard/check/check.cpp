@@ -158,9 +158,13 @@ std::string theorem_names() { return checking::Json(checking::names()).dump(); }
 namespace {
 
 std::string check_op(std::string id, std::string options) { return check(id, options); }
+std::string check_table_op(std::string report) { return check_table(report); }
+std::string capabilities_op(std::string options) { return capabilities_json(options); }
 
 TORCH_LIBRARY_FRAGMENT(regard, m) {
   m.def("check(str id, str options=\"{}\") -> str", guarded<&check_op>);
+  m.def("check_table(str report) -> str", guarded<&check_table_op>);
+  m.def("capabilities(str options=\"{}\") -> str", guarded<&capabilities_op>);
 }
 
 }  // namespace
