@@ -2,6 +2,8 @@
 
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
+
 #include "regard/nn/mechanism.h"
 #include "regard/nn/shapes.h"
 #include "regard/ops/attention.h"
@@ -70,7 +72,7 @@ struct PaddedMeanPool {
   static at::Tensor forward(const Config&, const Weights&, const at::Tensor& x, Context& context) {
     const at::Tensor lengths = context.input("lengths");
     const at::Tensor real = lengths.defined() ? without_padding(x, lengths) : x;
-    return real.sum(1) / x.size(1);
+    return real.sum(1) / std::max<int64_t>(1, x.size(1));
   }
 };
 

@@ -160,7 +160,7 @@ def test_the_right_theorem_finds_the_fault(faulty_reports, id):
 
 def test_counterexamples_are_the_smallest_and_say_where(faulty_reports):
     leak = next(e for e in faulty_reports["faulty-leak"][0]["theorems"] if e["outcome"] == "fail")["counterexample"]
-    assert leak["config"]["causal"] and leak["inputs"] == "x (2, 5, 8)"   # one token has no future
+    assert leak["config"]["causal"] and leak["inputs"] == "x (2, 6, 8), prefix 1"   # one token has no future
     assert len(leak["index"]) == 3 and leak["expected"] != leak["found"]
     batch = next(e for e in faulty_reports["faulty-batch"][0]["theorems"] if e["outcome"] == "fail")["counterexample"]
     assert batch["inputs"] == "x (2, 1, 8)"

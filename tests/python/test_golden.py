@@ -1,0 +1,169 @@
+"""Cases computed by other people's code: every file under REGARD_GOLDEN whose id is a registered mechanism."""
+
+import json
+import os
+import pathlib
+import re
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+import regard  # noqa: F401  (loads the library)
+
+pytestmark = pytest.mark.golden
+
+DIRECTORY = pathlib.Path(os.environ.get("REGARD_GOLDEN") or pathlib.Path(__file__).parents[1] / "golden")
+IDS = [entry["id"] for entry in json.loads(torch.ops.regard.registry())]
+
+
+def golden(id, directory=DIRECTORY):
+    return json.loads(torch.ops.regard.golden(id, str(directory)))
+
+
+def complaints(report):
+    lines = []
+    for file in report["files"]:
+        if not file["passed"]:
+            lines.append(f"{file['file']}: {file['reason']}; unmatched {file['unmatched']}, missing {file['missing']}")
+        for run in file["runs"]:
+            lines += [f"{file['file']} {run['path']} {run['dtype']}: {tensor}" for tensor in run["tensors"]
+                      if not tensor["passed"]]
+    return "\n".join(lines)
+
+
+def read(path):
+    with safe_open(path, "numpy") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_equals_the_official_code(id):
+    files = sorted((DIRECTORY / id).glob("*.safetensors"))
+    if not files:
+        pytest.skip(f"no case of {id} in {DIRECTORY}")
+    report = golden(id)
+    assert report["passed"], complaints(report)
+    assert [file["file"] for file in report["files"]] == [file.name for file in files]
+    for path, file in zip(files, report["files"]):
+        tensors, _ = read(path)
+        composite = file["runs"][0]
+        assert (composite["path"], composite["dtype"], composite["ran"]) == ("composite", "float64", True)
+        compared = {tensor["name"] for tensor in composite["tensors"]}
+        assert {name for name in tensors if name.startswith("grad.")} <= compared
+        assert any(name.startswith("out.") for name in compared)
+
+
+def test_softmax_attention_runs_fused_too():
+    files = sorted((DIRECTORY / "softmax-attention").glob("*.safetensors"))
+    if not files:
+        pytest.skip(f"no case of softmax-attention in {DIRECTORY}")
+    report = golden("softmax-attention")
+    assert report["passed"], complaints(report)
+    for file in report["files"]:
+        fused = [run for run in file["runs"] if run["path"] == "fused"]
+        assert len(fused) == 1 and fused[0]["ran"] and fused[0]["dtype"] == "float32", file
+        assert {tensor["name"] for tensor in fused[0]["tensors"]} >= {"out.out", "grad.in.x"}
+
+
+# ---- the comparison itself -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mean_case(tmp_path):
+    """Writes a case of the mean pool, with changes, and returns the report."""
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((2, 5, 4)), rng.standard_normal((2, 4))
+    tensors = {"in.x": x, "out.y": x.mean(1), "w": w, "grad.in.x": np.repeat(w[:, None] / 5, 5, axis=1)}
+
+    def run(config=None, metadata=None, **changes):
+        (tmp_path / "mean").mkdir(exist_ok=True)
+        own = {**tensors, **{name.replace("__", "."): value for name, value in changes.items()}}
+        own = {name: np.ascontiguousarray(value) for name, value in own.items() if value is not None}
+        metadata = {"config": json.dumps(config or {"width": 4}), "source": "numpy", **(metadata or {})}
+        save_file(own, tmp_path / "mean" / "a.safetensors", metadata)
+        return golden("mean", tmp_path)
+
+    run.tensors = tensors
+    return run
+
+
+def test_a_right_case_passes(mean_case):
+    report = mean_case()
+    assert report["passed"], complaints(report)
+    assert report["claims"] == 2 and report["failures"] == 0 and report["error"] < 1e-15
+    assert report["files"][0]["source"] == "numpy"
+
+
+@pytest.mark.parametrize("name", ["out.y", "grad.in.x"])
+def test_a_small_deviation_fails_and_is_located(mean_case, name):
+    wrong = mean_case.tensors[name].copy()
+    wrong[1, 2] += 1e-8
+    report = mean_case(**{name.replace(".", "__"): wrong})
+    assert not report["passed"] and report["failures"] == 1
+    assert report["counterexample"]["claim"] == name and report["counterexample"]["index"][:2] == [1, 2]
+    assert mean_case(metadata={"tolerance": "1e-6"}, **{name.replace(".", "__"): wrong})["passed"]
+
+
+def test_a_zero_gradient_passes_only_when_it_is_zero(mean_case):
+    assert not mean_case(grad__in__x=np.zeros((2, 5, 4)))["passed"]
+
+
+@pytest.mark.parametrize("changes, reason", [
+    ({"out__attn": np.ones(3)}, "no place for out.attn"),
+    ({"param__gamma": np.ones(3)}, "no place for param.gamma"),
+    ({"in__mask": np.ones(3)}, "no place for in.mask"),
+    ({"extra": np.ones(3)}, "no place for extra"),
+    ({"grad__param__gamma": np.ones(3)}, "no place for grad.param.gamma"),
+    ({"w": None}, "no w in the shape of a mapped output"),
+    ({"w": np.ones((3, 7))}, "no w in the shape of a mapped output"),
+    ({"in__x": None, "grad__in__x": None}, "expected an input that maps to x"),
+    ({"in__x": np.ones((2, 5, 3))}, r"expected x \(B, N, 4\)"),
+])
+def test_what_has_no_place_is_named(mean_case, changes, reason):
+    report = mean_case(**changes)
+    assert not report["passed"]
+    assert re.search(reason, report["files"][0]["reason"]), report["files"][0]["reason"]
+
+
+def test_unknown_options_are_named(mean_case):
+    report = mean_case(config={"width": 4, "include_prefx": True})
+    assert not report["passed"] and "did you mean 'include_prefix'" in report["reason"]
+
+
+def test_a_malformed_file_fails_by_name(tmp_path):
+    (tmp_path / "mean").mkdir()
+    (tmp_path / "mean" / "broken.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
+    report = golden("mean", tmp_path)
+    assert not report["passed"] and "broken.safetensors" in report["reason"]
+
+
+def test_layouts_are_read_by_their_shapes(tmp_path):
+    """A map (B, D, H, W) is its tokens, read row by row, for the pool as for the comparison."""
+    rng = np.random.default_rng(1)
+    x, w = rng.standard_normal((2, 4, 3, 5)), rng.standard_normal((2, 4))
+    (tmp_path / "mean").mkdir()
+    save_file({"in.x": x, "out.y": x.mean((2, 3)), "w": w,
+               "grad.in.x": np.ascontiguousarray(np.broadcast_to(w[:, :, None, None] / 15, x.shape))},
+              tmp_path / "mean" / "a.safetensors", {"config": '{"width": 4}'})
+    report = golden("mean", tmp_path)
+    assert report["passed"], complaints(report)
+
+
+def test_no_cases_is_no_failure_and_a_missing_directory_is_one(tmp_path):
+    assert golden("mean", tmp_path)["files"] == []
+    with pytest.raises(ValueError, match=r"\[golden\] expected a directory of golden cases; found '/nowhere'"):
+        golden("mean", "/nowhere")
+    with pytest.raises(ValueError, match="did you mean 'simpool'|mean"):
+        torch.ops.regard.golden("meen", str(tmp_path))
+
+
+def test_check_includes_the_golden_cases(mean_case, tmp_path):
+    mean_case()
+    report = json.loads(torch.ops.regard.check("mean", json.dumps({"theorems": ["golden"], "golden": str(tmp_path)})))
+    assert report["passed"] and report["theorems"][0]["outcome"] == "pass" and report["theorems"][0]["cases"] == 1
+    mean_case(out__y=np.zeros((2, 4)))
+    report = json.loads(torch.ops.regard.check("mean", json.dumps({"theorems": ["golden"], "golden": str(tmp_path)})))
+    assert not report["passed"] and report["theorems"][0]["counterexample"]["claim"] == "out.y"
