@@ -114,7 +114,8 @@ BlockMask block_mask(const Expr& keep, const Tile& whole, int64_t query_block, i
                      const CaptureRange& captures) {
   if (keep.type() != Type::boolean) fail("block_mask", "a keep of type bool", name_of(keep.type()));
   if (query_block < 1 || key_block < 1) {
-    fail("block_mask", "blocks of at least 1 query and 1 key", std::to_string(query_block) + " and " + std::to_string(key_block));
+    fail("block_mask", "blocks of at least 1 query and 1 key",
+         std::to_string(query_block) + " and " + std::to_string(key_block));
   }
   if (whole.queries < 0 || whole.keys < 0) {
     fail("block_mask", "lengths of at least 0", std::to_string(whole.queries) + " and " + std::to_string(whole.keys));

@@ -19,10 +19,14 @@ struct Form {
 
 Form linear(double query, double key) {
   Kind kind = Kind::both;
-  if (query == 0 && key == 0) kind = Kind::none;
-  else if (key == 0) kind = Kind::query;
-  else if (query == 0) kind = Kind::key;
-  else if (query == -key) kind = Kind::offset;
+  if (query == 0 && key == 0)
+    kind = Kind::none;
+  else if (key == 0)
+    kind = Kind::query;
+  else if (query == 0)
+    kind = Kind::key;
+  else if (query == -key)
+    kind = Kind::offset;
   return {kind, true, query, key};
 }
 
@@ -35,11 +39,15 @@ Kind join(Kind a, Kind b) {
 Form form_of(const Node& node, const std::vector<Form>& args) {
   switch (node.op) {
     case Op::query:
-    case Op::row: return linear(1, 0);
+    case Op::row:
+      return linear(1, 0);
     case Op::key:
-    case Op::column: return linear(0, 1);
-    case Op::dot: return {Kind::both, false};
-    case Op::capture: return {Kind::indirect, false};
+    case Op::column:
+      return linear(0, 1);
+    case Op::dot:
+      return {Kind::both, false};
+    case Op::capture:
+      return {Kind::indirect, false};
     case Op::add:
     case Op::sub: {
       if (!args[0].linear || !args[1].linear) break;
@@ -59,7 +67,8 @@ Form form_of(const Node& node, const std::vector<Form>& args) {
     case Op::cast:
       if (node.type == Type::real) return args[0];
       break;
-    default: break;
+    default:
+      break;
   }
   Kind kind = Kind::none;
   for (const auto& arg : args) kind = join(kind, arg.kind);
@@ -93,7 +102,7 @@ CaptureClass capture_class(const Expr& read) {
 }
 
 const char* name_of(CaptureClass value) {
-  constexpr const char* names[] = {"nothing",          "head",          "query", "key", "offset",
+  constexpr const char* names[] = {"nothing",          "head",          "query", "key",     "offset",
                                    "query_and_offset", "query_and_key", "both",  "indirect"};
   return names[static_cast<size_t>(value)];
 }

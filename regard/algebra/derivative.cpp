@@ -9,7 +9,7 @@ namespace {
 /// not used the derivative is exactly 0, and products with local derivatives, which may be infinite or NaN there,
 /// are replaced by 0: `where` passes nothing to the branch not chosen.
 struct Adjoint {
-  Expr value;             ///< empty: no contribution
+  Expr value;  ///< empty: no contribution
   Expr active = false;
 };
 
@@ -78,8 +78,12 @@ void Reverse::visit(int i) {
     if (wants(i, arg)) add_guarded(i, arg, value());
   };
   switch (y.op()) {
-    case Op::add: pass(0, g), pass(1, g); return;
-    case Op::sub: pass(0, g), pass(1, -g); return;
+    case Op::add:
+      pass(0, g), pass(1, g);
+      return;
+    case Op::sub:
+      pass(0, g), pass(1, -g);
+      return;
     case Op::mul:
       guarded(0, [&] { return g * b; });
       guarded(1, [&] { return g * a; });
@@ -100,12 +104,14 @@ void Reverse::visit(int i) {
       pass(0, where(a < b, 0.0, where(a == b, 0.5 * g, g)));
       pass(1, where(a > b, 0.0, where(a == b, 0.5 * g, g)));
       return;
-    case Op::pow: return visit_pow(i, g, a, b, y);
+    case Op::pow:
+      return visit_pow(i, g, a, b, y);
     case Op::where:
       if (wants(i, 1)) add(i, 1, where(a, g, 0.0), adjoint.active & a);
       if (wants(i, 2)) add(i, 2, where(a, 0.0, g), adjoint.active & ~a);
       return;
-    default: return;  // floor_div is flat
+    default:
+      return;  // floor_div is flat
   }
 }
 
@@ -113,16 +119,26 @@ void Reverse::visit_unary(int i, const Expr& g, const Expr& x, const Expr& y) {
   if (!wants(i, 0)) return;
   const Expr& active = adjoints_[static_cast<size_t>(i)].active;
   switch (y.op()) {
-    case Op::neg: return add(i, 0, -g, active);
-    case Op::abs: return add(i, 0, where(x > 0.0, g, where(x < 0.0, -g, 0.0)), active);
-    case Op::exp: return add_guarded(i, 0, g * y);
-    case Op::log: return add_guarded(i, 0, g / x);
-    case Op::tanh: return add_guarded(i, 0, g * (1.0 - y * y));
-    case Op::sigmoid: return add_guarded(i, 0, g * ((1.0 - y) * y));
-    case Op::sqrt: return add_guarded(i, 0, g / (2.0 * y));
-    case Op::cos: return add_guarded(i, 0, -(g * sin(x)));
-    case Op::sin: return add_guarded(i, 0, g * cos(x));
-    default: return;  // floor is flat, a cast to real comes from an integer
+    case Op::neg:
+      return add(i, 0, -g, active);
+    case Op::abs:
+      return add(i, 0, where(x > 0.0, g, where(x < 0.0, -g, 0.0)), active);
+    case Op::exp:
+      return add_guarded(i, 0, g * y);
+    case Op::log:
+      return add_guarded(i, 0, g / x);
+    case Op::tanh:
+      return add_guarded(i, 0, g * (1.0 - y * y));
+    case Op::sigmoid:
+      return add_guarded(i, 0, g * ((1.0 - y) * y));
+    case Op::sqrt:
+      return add_guarded(i, 0, g / (2.0 * y));
+    case Op::cos:
+      return add_guarded(i, 0, -(g * sin(x)));
+    case Op::sin:
+      return add_guarded(i, 0, g * cos(x));
+    default:
+      return;  // floor is flat, a cast to real comes from an integer
   }
 }
 

@@ -13,7 +13,7 @@ namespace regard {
 struct Pair {
   int64_t batch = 0, head = 0, row = 0, column = 0;
   int64_t batches = 1, heads = 1, queries = 1, keys = 1;
-  int64_t query_offset = 0;     ///< query() = row + query_offset
+  int64_t query_offset = 0;  ///< query() = row + query_offset
   double scale = 1;
 };
 

@@ -40,9 +40,12 @@ size_t arity(Op op) {
     case Op::cos:
     case Op::sin:
     case Op::logical_not:
-    case Op::cast: return 1;
-    case Op::where: return 3;
-    default: return 2;
+    case Op::cast:
+      return 1;
+    case Op::where:
+      return 3;
+    default:
+      return 2;
   }
 }
 

@@ -101,14 +101,25 @@ Dependence dependence(const Expr& expr) {
   Dependence found;
   for (const auto& entry : flatten({expr}).entries) {
     switch (entry.expr.op()) {
-      case Op::batch: found.batch = true; break;
-      case Op::head: found.head = true; break;
+      case Op::batch:
+        found.batch = true;
+        break;
+      case Op::head:
+        found.head = true;
+        break;
       case Op::query:
-      case Op::row: found.query = true; break;
+      case Op::row:
+        found.query = true;
+        break;
       case Op::key:
-      case Op::column: found.key = true; break;
-      case Op::dot: found = {true, true, true, true, true}; return found;
-      default: break;
+      case Op::column:
+        found.key = true;
+        break;
+      case Op::dot:
+        found = {true, true, true, true, true};
+        return found;
+      default:
+        break;
     }
   }
   return found;

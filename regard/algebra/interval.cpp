@@ -21,7 +21,8 @@ Range real_range(double low, double high) {
 Range integer_range(double low, double high) {
   low = std::ceil(low);
   high = std::floor(high);
-  const bool fits = low <= high && low >= std::numeric_limits<int32_t>::min() && high <= std::numeric_limits<int32_t>::max();
+  const bool fits =
+      low <= high && low >= std::numeric_limits<int32_t>::min() && high <= std::numeric_limits<int32_t>::max();
   if (!fits) return everything_range();
   if (low == high) return affine_range(0, 0, low, {});
   return {low, high, true};
@@ -52,18 +53,29 @@ Analysis::Analysis(const Expr& expr) : graph_(flatten({expr})), ranges_(graph_.e
 Range Analysis::leaf(const Graph::Entry& entry, const Tile& tile, const CaptureRange& captures) const {
   const Node& node = entry.expr.node();
   switch (node.op) {
-    case Op::constant: return typed_range(node.type, node.number, node.number);
-    case Op::scale: return real_range(tile.scale, tile.scale);
-    case Op::batch: return fixed(tile.batch);
-    case Op::head: return fixed(tile.head);
-    case Op::row: return affine_range(1, 0, 0, tile);
-    case Op::query: return affine_range(1, 0, static_cast<double>(tile.query_offset), tile);
+    case Op::constant:
+      return typed_range(node.type, node.number, node.number);
+    case Op::scale:
+      return real_range(tile.scale, tile.scale);
+    case Op::batch:
+      return fixed(tile.batch);
+    case Op::head:
+      return fixed(tile.head);
+    case Op::row:
+      return affine_range(1, 0, 0, tile);
+    case Op::query:
+      return affine_range(1, 0, static_cast<double>(tile.query_offset), tile);
     case Op::key:
-    case Op::column: return affine_range(0, 1, 0, tile);
-    case Op::batches: return fixed(tile.batches);
-    case Op::heads: return fixed(tile.heads);
-    case Op::queries: return fixed(tile.queries);
-    case Op::keys: return fixed(tile.keys);
+    case Op::column:
+      return affine_range(0, 1, 0, tile);
+    case Op::batches:
+      return fixed(tile.batches);
+    case Op::heads:
+      return fixed(tile.heads);
+    case Op::queries:
+      return fixed(tile.queries);
+    case Op::keys:
+      return fixed(tile.keys);
     case Op::capture: {
       std::vector<Interval> indices;
       for (const int arg : entry.args) {
@@ -73,7 +85,8 @@ Range Analysis::leaf(const Graph::Entry& entry, const Tile& tile, const CaptureR
       const Interval found = captures(node.name, indices);
       return typed_range(node.type, found.low, found.high);
     }
-    default: return everything_range();  // dot
+    default:
+      return everything_range();  // dot
   }
 }
 

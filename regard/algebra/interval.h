@@ -24,7 +24,7 @@ struct Tile {
   int64_t batch = 0, head = 0;
   int64_t row_begin = 0, row_end = 0, column_begin = 0, column_end = 0;
   int64_t batches = 1, heads = 1, queries = 0, keys = 0;
-  int64_t query_offset = 0;     ///< query() = row() + query_offset
+  int64_t query_offset = 0;  ///< query() = row() + query_offset
   double scale = 1;
 };
 
@@ -39,11 +39,11 @@ Interval unknown_capture(const std::string& name, const std::vector<Interval>& i
 /// row_factor * row() + column_factor * column() + constant.
 struct Range {
   double low = 0, high = 0;
-  bool integral = false;   ///< only integers occur, exactly, in float32 too
+  bool integral = false;  ///< only integers occur, exactly, in float32 too
   bool affine = false;
   double row_factor = 0, column_factor = 0, constant = 0;
 
-  bool unknown() const;    ///< [-inf, inf], maybe NaN
+  bool unknown() const;  ///< [-inf, inf], maybe NaN
   bool point() const { return low == high; }
 };
 

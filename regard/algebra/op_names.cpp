@@ -8,11 +8,11 @@ namespace regard {
 namespace {
 
 constexpr std::array kOpNames = {
-    "constant", "scale",   "dot",     "batch",     "head", "query", "key",  "row",  "column",  "batches", "heads",
-    "queries",  "keys",    "capture", "add",       "sub",  "mul",   "div",  "floor_div", "mod", "neg",    "min",
-    "max",      "abs",     "floor",   "exp",       "log",  "tanh",  "sigmoid", "sqrt",   "pow", "cos",    "sin",
-    "lt",       "le",      "gt",      "ge",        "eq",   "ne",    "logical_and", "logical_or", "logical_not",
-    "where",    "cast",
+    "constant",  "scale",   "dot",     "batch",       "head",       "query",       "key",   "row",  "column",
+    "batches",   "heads",   "queries", "keys",        "capture",    "add",         "sub",   "mul",  "div",
+    "floor_div", "mod",     "neg",     "min",         "max",        "abs",         "floor", "exp",  "log",
+    "tanh",      "sigmoid", "sqrt",    "pow",         "cos",        "sin",         "lt",    "le",   "gt",
+    "ge",        "eq",      "ne",      "logical_and", "logical_or", "logical_not", "where", "cast",
 };
 static_assert(kOpNames.size() == static_cast<size_t>(Op::cast) + 1);
 

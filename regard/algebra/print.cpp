@@ -30,46 +30,74 @@ const Infix* infix(Op op) {
       kLe{" <= ", kComparison}, kGt{" > ", kComparison}, kGe{" >= ", kComparison}, kEq{" == ", kComparison},
       kNe{" != ", kComparison}, kBoth{" & ", kAnd}, kEither{" | ", kOr};
   switch (op) {
-    case Op::add: return &kAdd;
-    case Op::sub: return &kSub;
-    case Op::mul: return &kMul;
-    case Op::div: return &kDiv;
-    case Op::floor_div: return &kFloorDiv;
-    case Op::mod: return &kMod;
-    case Op::pow: return &kPow;
-    case Op::lt: return &kLt;
-    case Op::le: return &kLe;
-    case Op::gt: return &kGt;
-    case Op::ge: return &kGe;
-    case Op::eq: return &kEq;
-    case Op::ne: return &kNe;
-    case Op::logical_and: return &kBoth;
-    case Op::logical_or: return &kEither;
-    default: return nullptr;
+    case Op::add:
+      return &kAdd;
+    case Op::sub:
+      return &kSub;
+    case Op::mul:
+      return &kMul;
+    case Op::div:
+      return &kDiv;
+    case Op::floor_div:
+      return &kFloorDiv;
+    case Op::mod:
+      return &kMod;
+    case Op::pow:
+      return &kPow;
+    case Op::lt:
+      return &kLt;
+    case Op::le:
+      return &kLe;
+    case Op::gt:
+      return &kGt;
+    case Op::ge:
+      return &kGe;
+    case Op::eq:
+      return &kEq;
+    case Op::ne:
+      return &kNe;
+    case Op::logical_and:
+      return &kBoth;
+    case Op::logical_or:
+      return &kEither;
+    default:
+      return nullptr;
   }
 }
 
 const char* leaf(Op op) {
   switch (op) {
-    case Op::scale: return "scale";
-    case Op::batch: return "b";
-    case Op::head: return "h";
-    case Op::query: return "i";
-    case Op::key: return "j";
-    case Op::row: return "row";
-    case Op::column: return "column";
-    case Op::batches: return "B";
-    case Op::heads: return "H";
-    case Op::queries: return "M";
-    case Op::keys: return "N";
-    default: return nullptr;
+    case Op::scale:
+      return "scale";
+    case Op::batch:
+      return "b";
+    case Op::head:
+      return "h";
+    case Op::query:
+      return "i";
+    case Op::key:
+      return "j";
+    case Op::row:
+      return "row";
+    case Op::column:
+      return "column";
+    case Op::batches:
+      return "B";
+    case Op::heads:
+      return "H";
+    case Op::queries:
+      return "M";
+    case Op::keys:
+      return "N";
+    default:
+      return nullptr;
   }
 }
 
 Text print_constant(const Node& node) {
   if (node.type == Type::boolean) return {node.number != 0 ? "True" : "False"};
-  std::string text = node.type == Type::integer ? std::to_string(static_cast<int64_t>(node.number))
-                                                : print_real(node.number);
+  std::string text =
+      node.type == Type::integer ? std::to_string(static_cast<int64_t>(node.number)) : print_real(node.number);
   return {text, text[0] == '-' ? kUnary : kAtom};
 }
 
@@ -82,9 +110,7 @@ Text print_dot(const Node& node) {
   return {"dot(" + inside + ")"};
 }
 
-std::string wrap(const Text& text, bool parentheses) {
-  return parentheses ? "(" + text.text + ")" : text.text;
-}
+std::string wrap(const Text& text, bool parentheses) { return parentheses ? "(" + text.text + ")" : text.text; }
 
 std::string list(const std::vector<Text>& args) {
   std::string text;

@@ -57,35 +57,64 @@ double apply_scalar(Op op, Type type, double a, double b) {
   const bool real = type == Type::real;
   const auto x = real ? 0 : to_integer(a), y = real ? 0 : to_integer(b);
   switch (op) {
-    case Op::add: return a + b;
-    case Op::sub: return a - b;
-    case Op::mul: return a * b;
-    case Op::div: return a / b;
-    case Op::floor_div: return real ? std::floor(a / b) : static_cast<double>(floor_div_integer(x, y));
-    case Op::mod: return real ? mod_real(a, b) : static_cast<double>(mod_integer(x, y));
-    case Op::neg: return real ? -a : 0 - a;  // an integer has no -0
-    case Op::min: return min_scalar(a, b);
-    case Op::max: return max_scalar(a, b);
-    case Op::abs: return std::abs(a);
-    case Op::floor: return std::floor(a);
-    case Op::exp: return std::exp(a);
-    case Op::log: return std::log(a);
-    case Op::tanh: return std::tanh(a);
-    case Op::sigmoid: return sigmoid_real(a);
-    case Op::sqrt: return std::sqrt(a);
-    case Op::pow: return real ? std::pow(a, b) : pow_integer(a, b);
-    case Op::cos: return std::cos(a);
-    case Op::sin: return std::sin(a);
-    case Op::lt: return a < b;
-    case Op::le: return a <= b;
-    case Op::gt: return a > b;
-    case Op::ge: return a >= b;
-    case Op::eq: return a == b;
-    case Op::ne: return a != b;
-    case Op::logical_and: return a != 0 && b != 0;
-    case Op::logical_or: return a != 0 || b != 0;
-    case Op::logical_not: return a == 0;
-    default: fail("apply_scalar", "an operator of plain numbers", std::string("'") + name_of(op) + "'");
+    case Op::add:
+      return a + b;
+    case Op::sub:
+      return a - b;
+    case Op::mul:
+      return a * b;
+    case Op::div:
+      return a / b;
+    case Op::floor_div:
+      return real ? std::floor(a / b) : static_cast<double>(floor_div_integer(x, y));
+    case Op::mod:
+      return real ? mod_real(a, b) : static_cast<double>(mod_integer(x, y));
+    case Op::neg:
+      return real ? -a : 0 - a;  // an integer has no -0
+    case Op::min:
+      return min_scalar(a, b);
+    case Op::max:
+      return max_scalar(a, b);
+    case Op::abs:
+      return std::abs(a);
+    case Op::floor:
+      return std::floor(a);
+    case Op::exp:
+      return std::exp(a);
+    case Op::log:
+      return std::log(a);
+    case Op::tanh:
+      return std::tanh(a);
+    case Op::sigmoid:
+      return sigmoid_real(a);
+    case Op::sqrt:
+      return std::sqrt(a);
+    case Op::pow:
+      return real ? std::pow(a, b) : pow_integer(a, b);
+    case Op::cos:
+      return std::cos(a);
+    case Op::sin:
+      return std::sin(a);
+    case Op::lt:
+      return a < b;
+    case Op::le:
+      return a <= b;
+    case Op::gt:
+      return a > b;
+    case Op::ge:
+      return a >= b;
+    case Op::eq:
+      return a == b;
+    case Op::ne:
+      return a != b;
+    case Op::logical_and:
+      return a != 0 && b != 0;
+    case Op::logical_or:
+      return a != 0 || b != 0;
+    case Op::logical_not:
+      return a == 0;
+    default:
+      fail("apply_scalar", "an operator of plain numbers", std::string("'") + name_of(op) + "'");
   }
 }
 

@@ -10,8 +10,8 @@ namespace {
 
 bool fits(double value, Type type) {
   // Integers are 32 bits wide in kernels: an overflowing fold is left to the run time, where it is as the rest.
-  return type != Type::integer || (value >= std::numeric_limits<int32_t>::min() &&
-                                   value <= std::numeric_limits<int32_t>::max());
+  return type != Type::integer ||
+         (value >= std::numeric_limits<int32_t>::min() && value <= std::numeric_limits<int32_t>::max());
 }
 
 Expr fold(Op op, Type type, const std::vector<Expr>& args) {
@@ -59,17 +59,26 @@ Expr simplify(Op op, Type type, const std::vector<Expr>& args) {
     case Op::add:
       if (a.is_constant(0)) return args[1];
       return args[1].is_constant(0) ? a : Expr();
-    case Op::sub: return args[1].is_constant(0) ? a : Expr();
-    case Op::mul: return simplify_mul(type, a, args[1]);
-    case Op::div: return args[1].is_constant(1) ? a : Expr();
-    case Op::floor_div: return type == Type::integer && args[1].is_constant(1) ? a : Expr();
-    case Op::mod: return type == Type::integer && args[1].is_constant(1) ? Expr(0) : Expr();
-    case Op::pow: return simplify_pow(a, args[1]);
+    case Op::sub:
+      return args[1].is_constant(0) ? a : Expr();
+    case Op::mul:
+      return simplify_mul(type, a, args[1]);
+    case Op::div:
+      return args[1].is_constant(1) ? a : Expr();
+    case Op::floor_div:
+      return type == Type::integer && args[1].is_constant(1) ? a : Expr();
+    case Op::mod:
+      return type == Type::integer && args[1].is_constant(1) ? Expr(0) : Expr();
+    case Op::pow:
+      return simplify_pow(a, args[1]);
     case Op::neg:
-    case Op::logical_not: return a.op() == op ? a.node().args[0] : Expr();
+    case Op::logical_not:
+      return a.op() == op ? a.node().args[0] : Expr();
     case Op::logical_and:
-    case Op::logical_or: return simplify_logic(op, a, args[1]);
-    default: return {};
+    case Op::logical_or:
+      return simplify_logic(op, a, args[1]);
+    default:
+      return {};
   }
 }
 

@@ -24,8 +24,7 @@ std::vector<Expr> roots_of(const AttentionSpec& spec) {
 
 void check_type(const Expr& expr, Type type, const std::string& what) {
   if (!expr.defined() || expr.type() == type) return;
-  fail(kName, what + " of type " + name_of(type),
-       std::string(name_of(expr.type())) + ": " + to_string(expr));
+  fail(kName, what + " of type " + name_of(type), std::string(name_of(expr.type())) + ": " + to_string(expr));
 }
 
 void check_reads_no_dot(const Expr& expr, const std::string& what) {
@@ -49,7 +48,8 @@ void check_normalizer(const Normalizer& normalizer) {
   }
   if (normalizer.floor != 0 && kind != Kind::sum) fail(kName, "normalizer 'sum' with a floor", found);
   if (normalizer.epsilon != 0 && kind != Kind::z_score) fail(kName, "normalizer 'z_score' with an epsilon", found);
-  const bool divides = kind == Kind::softmax || kind == Kind::signed_softmax || kind == Kind::sum || kind == Kind::z_score;
+  const bool divides =
+      kind == Kind::softmax || kind == Kind::signed_softmax || kind == Kind::sum || kind == Kind::z_score;
   if (normalizer.detach && !divides) fail(kName, "a normalizer with a denominator to detach", found);
 }
 
@@ -73,7 +73,8 @@ void check_positions(const Positions& positions, const std::string& side) {
          "tensor '" + positions.tensor + "', offset " + std::to_string(positions.offset) + ", stride " +
              std::to_string(positions.stride));
   }
-  if (positions.tensor.empty() && !positions.per_batch) fail(kName, side + " positions by a tensor with per_batch", "none");
+  if (positions.tensor.empty() && !positions.per_batch)
+    fail(kName, side + " positions by a tensor with per_batch", "none");
   if (positions.stride == 0) fail(kName, "a stride of " + side + " positions other than 0", "0");
   constant(static_cast<double>(positions.offset), Type::integer);  // 32 bits
   constant(static_cast<double>(positions.stride), Type::integer);

@@ -83,13 +83,17 @@ class NodeReader {
     if (!row.is_array() || row.empty()) fail(kName, what_ + " as a list [op, ...]", shown(row));
     const Op op = op_from_name(text(row[0], "the op of " + what_));
     switch (op) {
-      case Op::constant: return read_constant(row);
-      case Op::dot: return read_dot(row);
-      case Op::capture: return read_capture(row);
+      case Op::constant:
+        return read_constant(row);
+      case Op::dot:
+        return read_dot(row);
+      case Op::capture:
+        return read_capture(row);
       case Op::cast:
         check_size(row, 3, 3);
         return cast(argument(row, 1), type_from_name(text(row[2], "the type of " + what_)));
-      default: return make(op, arguments(row, 1));
+      default:
+        return make(op, arguments(row, 1));
     }
   }
 
@@ -185,8 +189,9 @@ json parse(const std::string& source) {
 
 AttentionSpec spec_from_json(const std::string& source) {
   const json object = parse(source);
-  check_keys(object, "a spec", {"nodes", "score", "keep", "weight", "counted", "normalizer", "pair_outputs", "scale",
-                                "dropout", "positions"});
+  check_keys(
+      object, "a spec",
+      {"nodes", "score", "keep", "weight", "counted", "normalizer", "pair_outputs", "scale", "dropout", "positions"});
   const NodeReader nodes(object.value("nodes", json::array()));
   AttentionSpec spec;
   if (object.contains("score")) spec.score = nodes.at(object["score"], "score");

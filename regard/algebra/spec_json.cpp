@@ -19,9 +19,12 @@ json real_json(double value) {
 
 json constant_json(const Node& node) {
   json value;
-  if (node.type == Type::boolean) value = node.number != 0;
-  else if (node.type == Type::integer) value = static_cast<int64_t>(node.number);
-  else value = real_json(node.number);
+  if (node.type == Type::boolean)
+    value = node.number != 0;
+  else if (node.type == Type::integer)
+    value = static_cast<int64_t>(node.number);
+  else
+    value = real_json(node.number);
   return {"constant", value, name_of(node.type)};
 }
 

@@ -25,9 +25,22 @@ struct Dtype {
   const char* name;
   size_t bytes;
 };
-constexpr std::array<Dtype, 17> kDtypes = {{{"BOOL", 1}, {"U8", 1}, {"I8", 1}, {"F8_E5M2", 1}, {"F8_E4M3", 1},
-                                            {"F8_E8M0", 1}, {"I16", 2}, {"U16", 2}, {"F16", 2}, {"BF16", 2},
-                                            {"I32", 4}, {"U32", 4}, {"F32", 4}, {"I64", 8}, {"U64", 8}, {"F64", 8},
+constexpr std::array<Dtype, 17> kDtypes = {{{"BOOL", 1},
+                                            {"U8", 1},
+                                            {"I8", 1},
+                                            {"F8_E5M2", 1},
+                                            {"F8_E4M3", 1},
+                                            {"F8_E8M0", 1},
+                                            {"I16", 2},
+                                            {"U16", 2},
+                                            {"F16", 2},
+                                            {"BF16", 2},
+                                            {"I32", 4},
+                                            {"U32", 4},
+                                            {"F32", 4},
+                                            {"I64", 8},
+                                            {"U64", 8},
+                                            {"F64", 8},
                                             {"C64", 8}}};
 
 /// Bytes of a contiguous tensor, or false when the count overflows.
@@ -159,7 +172,8 @@ class Reader {
       }
       next += tensor->bytes;
     }
-    if (next != data_ + size_) refuse("data up to the end of the last tensor, byte " + offset(next), offset(data_ + size_));
+    if (next != data_ + size_)
+      refuse("data up to the end of the last tensor, byte " + offset(next), offset(data_ + size_));
   }
 
   std::string offset(const unsigned char* position) const { return std::to_string(position - (data_ + begin_)); }
@@ -208,8 +222,9 @@ Safetensors::Safetensors(const std::string& path) : path_(path) {
 }
 
 const TensorSpan* Safetensors::find(const std::string& name) const {
-  const auto found = std::lower_bound(tensors_.begin(), tensors_.end(), name,
-                                      [](const TensorSpan& tensor, const std::string& key) { return tensor.name < key; });
+  const auto found =
+      std::lower_bound(tensors_.begin(), tensors_.end(), name,
+                       [](const TensorSpan& tensor, const std::string& key) { return tensor.name < key; });
   return found != tensors_.end() && found->name == name ? &*found : nullptr;
 }
 
@@ -237,7 +252,8 @@ void write_safetensors(const std::string& path, const std::vector<TensorSpan>& t
   size_t offset = 0;
   for (const TensorSpan* tensor : order) {
     if (header.contains(tensor->name)) fail(kWrite, "every name once", "'" + tensor->name + "' twice");
-    header[tensor->name] = {{"dtype", tensor->dtype}, {"shape", tensor->shape}, {"data_offsets", {offset, offset + tensor->bytes}}};
+    header[tensor->name] = {
+        {"dtype", tensor->dtype}, {"shape", tensor->shape}, {"data_offsets", {offset, offset + tensor->bytes}}};
     offset += tensor->bytes;
     if (tensor->bytes > 0) pieces.emplace_back(tensor->data, tensor->bytes);
   }

@@ -12,7 +12,7 @@ namespace regard {
 /// One tensor of a safetensors file: contiguous, little-endian, maybe not aligned to its items (copy before use).
 struct TensorSpan {
   std::string name;
-  std::string dtype;             ///< "F32", "BF16", "I64", "BOOL", ...
+  std::string dtype;  ///< "F32", "BF16", "I64", "BOOL", ...
   std::vector<int64_t> shape;
   const void* data = nullptr;
   size_t bytes = 0;
@@ -27,9 +27,9 @@ class Safetensors {
 
   const std::string& path() const { return path_; }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
-  const std::vector<TensorSpan>& tensors() const { return tensors_; }   ///< sorted by name
-  const TensorSpan* find(const std::string& name) const;                ///< null when there is none
-  const TensorSpan& at(const std::string& name) const;                  ///< an error that suggests the nearest
+  const std::vector<TensorSpan>& tensors() const { return tensors_; }  ///< sorted by name
+  const TensorSpan* find(const std::string& name) const;               ///< null when there is none
+  const TensorSpan& at(const std::string& name) const;                 ///< an error that suggests the nearest
 
  private:
   std::string path_;

@@ -79,7 +79,8 @@ std::vector<Named> named_masks() {
   const auto start = [](const Expr& index) { return capture("start", Type::integer, {index}); };
   const Expr documents = masks::documents("query_ids", "key_ids");
   // Neighborhoods of 5 x 3 on a canvas of 8 x 8.
-  const Expr natten = (abs(clamp(floor_div(i, 8), 2, 5) - floor_div(j, 8)) <= 2) & (abs(clamp(i % 8, 1, 6) - j % 8) <= 1);
+  const Expr natten =
+      (abs(clamp(floor_div(i, 8), 2, 5) - floor_div(j, 8)) <= 2) & (abs(clamp(i % 8, 1, 6) - j % 8) <= 1);
   // Block diffusion over 2 x 24 positions in blocks of 6.
   const Expr ni = i < 24, nj = j < 24, ci = floor_div(i % 24, 6), cj = floor_div(j % 24, 6);
   const Expr diffusion = ((ci == cj) & (ni == nj)) | ((ci > cj) & ni & ~nj) | ((ci >= cj) & ~ni & ~nj);

@@ -76,8 +76,8 @@ void compare_with_differences(const Expr& f, unsigned seed, int& compared, int& 
     }
     ++compared;
     const double symbolic = evaluate(gradients[l], pair, values.leaves());
-    EXPECT_NEAR(symbolic, numeric, 3e-6 * size) << to_string(f) << "\nby " << to_string(leaves[l]) << "\n= "
-                                                << to_string(gradients[l]);
+    EXPECT_NEAR(symbolic, numeric, 3e-6 * size)
+        << to_string(f) << "\nby " << to_string(leaves[l]) << "\n= " << to_string(gradients[l]);
   }
 }
 
@@ -124,10 +124,10 @@ TEST(Derivative, ConventionsAtSpecialPoints) {
   EXPECT_EQ(at(cast(cast(x, Type::integer), Type::real), 1.5), 0);
   EXPECT_EQ(at(pow(x, 3), 0), 0);
   EXPECT_EQ(at(pow(x, 0.0), 0), 0);
-  EXPECT_EQ(at(pow(0.0, x), 0), 0);      // as torch: no NaN from log(0)
+  EXPECT_EQ(at(pow(0.0, x), 0), 0);  // as torch: no NaN from log(0)
   EXPECT_EQ(at(pow(0.0, x), 2), 0);
   EXPECT_EQ(at(pow(x, 1.5), 0), 0);
-  EXPECT_EQ(at(sqrt(x), 0), INFINITY);   // as torch
+  EXPECT_EQ(at(sqrt(x), 0), INFINITY);  // as torch
   EXPECT_EQ(at(log(x), 0), INFINITY);
 }
 
@@ -168,13 +168,13 @@ TEST(Derivative, LeavesAreTheDistinctReads) {
   EXPECT_TRUE(gradients[3].is_constant(1));
 }
 
-TEST(Derivative, OfTheDefaultScoreIsTheScale) {
-  EXPECT_EQ(to_string(gradient(scale() * dot(), {dot()})[0]), "scale");
-}
+TEST(Derivative, OfTheDefaultScoreIsTheScale) { EXPECT_EQ(to_string(gradient(scale() * dot(), {dot()})[0]), "scale"); }
 
 TEST(Derivative, RefusesWhatHasNone) {
-  EXPECT_EQ(message_of([] { gradient(query(), {dot()}); }), "[gradient] expected an expression of type float; found int");
-  EXPECT_EQ(message_of([] { gradient(dot(), {query()}); }), "[gradient] expected leaves that are dots or float captures; found i");
+  EXPECT_EQ(message_of([] { gradient(query(), {dot()}); }),
+            "[gradient] expected an expression of type float; found int");
+  EXPECT_EQ(message_of([] { gradient(dot(), {query()}); }),
+            "[gradient] expected leaves that are dots or float captures; found i");
 }
 
 }  // namespace

@@ -27,7 +27,7 @@ TEST(Expr, PromotesAsTorchDoes) {
 }
 
 TEST(Expr, BooleansUnderPlusAndTimesAreOrAndAnd) {
-  const Expr a = query() < key(), b = query() > 3;
+  const Expr a = query()<key(), b = query()> 3;
   EXPECT_TRUE(same(a + b, a | b));
   EXPECT_TRUE(same(a * b, a & b));
   EXPECT_TRUE(same(max(a, b), a | b));
@@ -67,9 +67,9 @@ TEST(Expr, Simplifies) {
 }
 
 TEST(Expr, KeepsWhatNanAndInfinityGive) {
-  EXPECT_EQ((dot() * 0.0).op(), Op::mul);          // 0 * inf is NaN
+  EXPECT_EQ((dot() * 0.0).op(), Op::mul);  // 0 * inf is NaN
   EXPECT_EQ((dot() - dot()).op(), Op::sub);
-  EXPECT_EQ((dot() == dot()).op(), Op::eq);        // false of NaN
+  EXPECT_EQ((dot() == dot()).op(), Op::eq);  // false of NaN
   EXPECT_EQ((~(dot() < 1.0)).op(), Op::logical_not);
   EXPECT_TRUE(std::isnan((Expr(0.0) / 0.0).node().number));
   EXPECT_TRUE((Expr(-1.0) / 0.0).is_constant(-std::numeric_limits<double>::infinity()));
@@ -92,7 +92,9 @@ TEST(Expr, RefusesIllTypedOperands) {
             "[floor_div] expected an integer divisor other than 0; found 0");
   EXPECT_EQ(message_of([&] { pow(query(), -1); }),
             "[pow] expected an exponent of at least 0 for an integer base (cast the base to float); found -1");
-  EXPECT_EQ(message_of([&] { capture("t", Type::real, {query(), dot()}); }),
+  EXPECT_EQ(message_of([&] {
+              capture("t", Type::real, {query(), dot()});
+            }),
             "[capture] expected int indices of 't'; found float at index 1");
   EXPECT_EQ(message_of([&] { capture("", Type::real, {}); }), "[capture] expected a name; found ''");
   EXPECT_EQ(message_of([&] { make(Op::add, {query()}); }), "[add] expected 2 arguments; found 1");
@@ -173,7 +175,9 @@ TEST(Expr, SubstituteReplacesOnceAndSimplifies) {
   EXPECT_EQ(to_string(substitute(dot() * cast(query(), Type::real), {{query(), Expr(1)}})), "dot()");
   const Expr inside = substitute(capture("t", Type::real, {query()}), {{query(), row() * 2}});
   EXPECT_EQ(to_string(inside), "t[row * 2]");
-  EXPECT_EQ(message_of([] { substitute(query(), {{query(), Expr(1.0)}}); }),
+  EXPECT_EQ(message_of([] {
+              substitute(query(), {{query(), Expr(1.0)}});
+            }),
             "[substitute] expected a replacement of type int; found float");
 }
 

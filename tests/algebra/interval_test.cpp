@@ -19,7 +19,8 @@ Tile tile_of(int64_t r0, int64_t r1, int64_t c0, int64_t c1, int64_t offset = 0)
 }
 
 Pair pair_of(const Tile& tile, int64_t row, int64_t column) {
-  return {tile.batch, tile.head, row, column, tile.batches, tile.heads, tile.queries, tile.keys, tile.query_offset, tile.scale};
+  return {tile.batch, tile.head,         row,       column, tile.batches, tile.heads, tile.queries,
+          tile.keys,  tile.query_offset, tile.scale};
 }
 
 double captured(const std::string& name, int64_t index) {
@@ -48,11 +49,16 @@ double evaluate_float(const Expr& expr, const Pair& pair, const LeafValues& leav
     const Node& node = entry.expr.node();
     const auto arg = [&](size_t i) { return values[static_cast<size_t>(entry.args[i])]; };
     double value = 0;
-    if (node.op == Op::where) value = arg(0) != 0 ? arg(1) : arg(2);
-    else if (node.op == Op::cast) value = cast_scalar(arg(0), node.type);
-    else if (node.op == Op::capture) value = leaves.capture(node.name, {static_cast<int64_t>(arg(0))});
-    else if (entry.args.empty()) value = evaluate(entry.expr, pair, leaves);
-    else value = apply_scalar(node.op, node.args[0].type(), arg(0), entry.args.size() > 1 ? arg(1) : 0);
+    if (node.op == Op::where)
+      value = arg(0) != 0 ? arg(1) : arg(2);
+    else if (node.op == Op::cast)
+      value = cast_scalar(arg(0), node.type);
+    else if (node.op == Op::capture)
+      value = leaves.capture(node.name, {static_cast<int64_t>(arg(0))});
+    else if (entry.args.empty())
+      value = evaluate(entry.expr, pair, leaves);
+    else
+      value = apply_scalar(node.op, node.args[0].type(), arg(0), entry.args.size() > 1 ? arg(1) : 0);
     values.push_back(node.type == Type::real ? static_cast<double>(static_cast<float>(value)) : value);
   }
   return values.back();
@@ -74,7 +80,8 @@ TEST(Interval, BoundsAreSound) {
     tile.row_end = tile.row_begin + 1 + random.below(9);
     tile.column_end = tile.column_begin + 1 + random.below(9);
     tile.batch = 1, tile.head = 2, tile.scale = 0.3;
-    const LeafValues leaves{{}, [](const std::string& name, const std::vector<int64_t>& index) { return captured(name, index[0]); }};
+    const LeafValues leaves{
+        {}, [](const std::string& name, const std::vector<int64_t>& index) { return captured(name, index[0]); }};
     const Interval range = bounds(expr, tile, captured_range);
     narrow += std::isfinite(range.low) && std::isfinite(range.high);
     Evaluator evaluator({expr});
@@ -132,8 +139,9 @@ TEST(Interval, UnknownStaysUnknown) {
   const Tile tile = tile_of(0, 4, 0, 4);
   const double infinity = std::numeric_limits<double>::infinity();
   const Expr unknown = capture("t", Type::real, {row()}), number = capture("n", Type::integer, {row()});
-  for (const Expr& expr : {unknown, max(unknown, 0.0), abs(unknown), exp(unknown), dot(), log(cast(row(), Type::real) - 1.0),
-                           unknown * 0.0, sqrt(-1.0 - cast(row(), Type::real)), cos(unknown), 1.0 / (cast(row(), Type::real) - 1.0)}) {
+  for (const Expr& expr :
+       {unknown, max(unknown, 0.0), abs(unknown), exp(unknown), dot(), log(cast(row(), Type::real) - 1.0),
+        unknown * 0.0, sqrt(-1.0 - cast(row(), Type::real)), cos(unknown), 1.0 / (cast(row(), Type::real) - 1.0)}) {
     expect_bounds(expr, tile, -infinity, infinity);
   }
   // NaN is not below infinity.
@@ -153,7 +161,8 @@ TEST(Interval, IntegersMayWrapAt32Bits) {
 }
 
 TEST(Interval, TruthNeedsABoolean) {
-  EXPECT_EQ(message_of([] { truth(query(), {}, unknown_capture); }), "[truth] expected an expression of type bool; found int");
+  EXPECT_EQ(message_of([] { truth(query(), {}, unknown_capture); }),
+            "[truth] expected an expression of type bool; found int");
 }
 
 }  // namespace
