@@ -29,7 +29,8 @@ def fail(function: str, expected: str, found: str) -> None:
 
 def suggestion(name: str, known) -> str:
     """"; did you mean 'x'?" for the nearest known name, or ""."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
+    # Short names such as c0 and c1 differ by half of their letters.
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7 if len(name) > 3 else 0.5)
     return f"; did you mean '{near[0]}'?" if near else ""
 
 

@@ -41,7 +41,7 @@ class Graph:
         self.nodes: list[tuple] = []
         self.captures: dict[str, torch.Tensor] = {}
         self._known: dict[tuple, int] = {}
-        self._names: dict[int, tuple[str, torch.Tensor]] = {}  # by identity, which the tensor kept beside it pins
+        self._seen: list[tuple[torch.Tensor, str]] = []  # captured objects and their names
 
     def leaf(self, op: str, type: str = INT) -> "Value":
         return self.add(type, op)
@@ -97,11 +97,17 @@ class Graph:
         type = type_of_dtype(tensor.dtype)
         if type is None:
             raise self.error("captured tensors of a real, integer or boolean dtype", f"{tensor.dtype}")
-        known = self._names.get(id(tensor))
-        if known is None:
-            known = self._names[id(tensor)] = (f"c{len(self.captures)}", tensor)
-            self.captures[known[0]] = self._on_device(tensor)
-        return self.add(type, "capture", known[0], type, *indices)
+        return self.add(type, "capture", self._name(tensor), type, *indices)
+
+    def _name(self, tensor: torch.Tensor) -> str:
+        # Compared by `is`: under torch.compile a dict by id() would tie the graph to one object and compile anew.
+        for seen, name in self._seen:
+            if seen is tensor:
+                return name
+        name = f"c{len(self._seen)}"
+        self._seen.append((tensor, name))
+        self.captures[name] = self._on_device(tensor)
+        return name
 
     def _on_device(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.device is None or tensor.device == self.device:
@@ -115,12 +121,18 @@ class Graph:
         return trace_error(self.function, f"{expected} in {self.role}", found, kind=kind)
 
 
-# The graph being recorded, for the leaf functions below that take no Value.
-_active = threading.local()
+class _Active(threading.local):
+    """The graph being recorded, for the leaf functions below that take no Value."""
+
+    def __init__(self):
+        self.graph: Graph | None = None
+
+
+_active = _Active()
 
 
 def _current(name: str) -> Graph:
-    graph = getattr(_active, "graph", None)
+    graph = _active.graph
     if graph is None:
         raise ValueError(f"[{name}] expected to be called inside a traced score, mask or weight function; found no "
                          "call being traced")

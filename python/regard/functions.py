@@ -34,12 +34,12 @@ def _entry(*aliases: str):
     return register
 
 
-def _graph_of(arguments) -> Graph | None:
+def graph_of(arguments) -> Graph | None:
     for argument in arguments:
         if isinstance(argument, (Value, PartialIndex)):
             return argument._graph
         if isinstance(argument, (tuple, list)):
-            graph = _graph_of(argument)
+            graph = graph_of(argument)
             if graph is not None:
                 return graph
     return None
@@ -47,7 +47,7 @@ def _graph_of(arguments) -> Graph | None:
 
 def dispatch(func, args: tuple, kwargs: dict):
     """A torch function with a Value among its arguments."""
-    graph = _graph_of(args) or _graph_of(kwargs.values())
+    graph = graph_of(args) or graph_of(kwargs.values())
     name = getattr(func, "__name__", str(func))
     entry = _TABLE.get(name)
     if entry is None:

@@ -8,12 +8,11 @@ import types
 from typing import Any, Callable, NamedTuple
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from . import functions as _functions  # gives Value its operators
 from .errors import TraceError, definition, fail, line_of, suggestion, trace_error
 from .expr import BOOL, FLOAT, INT, Graph, PartialIndex, Value, _active, cast
-
-assert _functions
 
 NORMALIZERS = ("softmax", "signed_softmax", "sum", "sigmoid", "relu", "identity", "z_score")
 _NORMALIZER_FIELDS = ("kind", "sinks", "divisor", "floor", "epsilon", "detach")
@@ -45,7 +44,7 @@ def trace(function: str = "attention", *, score=None, mask=None, weight=None, co
     """The spec of the given functions. `function` is the name that errors carry."""
     graph = Graph(function, device)
     table: dict[str, Any] = {}
-    before = getattr(_active, "graph", None)
+    before = _active.graph
     _active.graph = graph
     try:
         pair = [graph.leaf(op) for op in ("batch", "head", "query", "key")]
@@ -179,13 +178,27 @@ def _run(graph: Graph, role: str, function, arguments: list[Value], type: str) -
                           _found_arguments(function), definition(function))
     graph.role = role
     try:
-        result = function(*arguments)
+        if torch.compiler.is_compiling():
+            with _Dispatch():
+                result = function(*arguments)
+        else:
+            result = function(*arguments)
         return _result(graph, role, function, result, type)
     except TraceError:
         raise
     except Exception as error:
         raise trace_error(graph.function, f"{role} to run on traced values", f"{error.__class__.__name__}: {error}",
                           line_of(error, function)) from error
+
+
+class _Dispatch(TorchFunctionMode):
+    """For torch.compile, which does not look for Values inside of the tuple of bias[h, i, j]."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if _functions.graph_of(args) is not None:
+            return _functions.dispatch(func, args, kwargs)
+        return func(*args, **kwargs)
 
 
 def _found_arguments(function) -> str:
