@@ -1,0 +1,78 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "regard/kernels/cpu/captures.h"
+#include "regard/kernels/cpu/program_cache.h"
+
+namespace regard::kernels {
+
+/// One side (queries or keys) of an operand: (B, heads, L, columns), read in place through strides, and where its
+/// gradient goes (contiguous, added to), if anywhere.
+template <class T>
+struct SideArray {
+  Array4<const T> array;
+  int64_t heads = 1, group = 1;    ///< operand head = query head / group
+  int64_t only_head = -1;
+  int64_t length = 0, columns = 0;
+  int64_t begin = 0, width = 0;    ///< the columns read: [begin, begin + width)
+  T* gradient = nullptr;
+
+  int64_t head_of(int64_t query_head) const { return only_head >= 0 ? only_head : query_head / group; }
+  const T* at(int64_t batch, int64_t query_head, int64_t row) const {
+    return array.data + batch * array.batch + head_of(query_head) * array.head + row * array.row + begin * array.column;
+  }
+  T* gradient_at(int64_t batch, int64_t query_head, int64_t row) const {
+    return gradient + ((batch * heads + head_of(query_head)) * length + row) * columns + begin;
+  }
+};
+
+/// A distinct dot leaf of the spec and what it multiplies.
+template <class T>
+struct DotOperand {
+  Expr expr;
+  SideArray<T> q, k;
+};
+
+/// Which tiles (lanes x steps of one batch and head) hold pairs.
+enum class TileKind : uint8_t { skipped, masked, open };
+
+/// What forward and backward derive from a call before any pair is computed.
+template <class T>
+struct Plan {
+  explicit Plan(const Attention<T>& call);
+
+  const Attention<T>& call;
+  PairSpace space;
+  PairExpressions pairs;           ///< score, keep, counted, weight
+  std::vector<DotOperand<T>> dots;
+  SideArray<T> v;
+};
+
+/// The programs of one side and the call's tensors bound to them.
+struct BoundPrograms {
+  std::shared_ptr<const Programs> programs;
+  std::vector<Reading> open, masked;
+};
+template <class T>
+BoundPrograms bind_programs(const Plan<T>& plan, Side lanes, bool backward);
+
+/// Kinds of all tiles, by interval analysis of keep and counted; kept once for all batches (heads) when they do not
+/// matter. Tiles are kLanes of the side `lanes` by kSteps of the other.
+class TileMap {
+ public:
+  TileMap(const PairExpressions& pairs, const PairSpace& space, const std::vector<Capture>& captures, Side lanes);
+  TileKind at(int64_t batch, int64_t head, int64_t lane_tile, int64_t step_block) const;
+  int64_t lane_tiles() const { return lane_tiles_; }
+  int64_t step_blocks() const { return step_blocks_; }
+
+ private:
+  int64_t lane_tiles_ = 0, step_blocks_ = 0;
+  bool by_batch_ = false, by_head_ = false;
+  int64_t heads_ = 1;
+  std::vector<TileKind> kinds_;    ///< [batch][head][lane tile][step block], empty when every tile is open
+};
+
+}  // namespace regard::kernels

@@ -1,0 +1,24 @@
+// The primitives for one instruction set. Included once by each primitives_*.cpp, which defines REGARD_ISA (the
+// namespace) and REGARD_VECTOR_BYTES. Everything has internal linkage except the two tables.
+#include "regard/kernels/cpu/tile.h"
+
+namespace regard::kernels::REGARD_ISA {
+namespace {
+
+#include "regard/kernels/cpu/vector_math.inl"
+#include "regard/kernels/cpu/product.inl"
+#include "regard/kernels/cpu/pointwise.inl"
+#include "regard/kernels/cpu/interpreter.inl"
+
+template <class T>
+constexpr Primitives<T> table{product<T>,     masked_product<T>, finite<T>, run<T>,
+                              mask_scores<T>, absorb<T>,         chain<T>,  combine<T>};
+
+}  // namespace
+
+extern const Primitives<float> floats;
+extern const Primitives<double> doubles;
+const Primitives<float> floats = table<float>;
+const Primitives<double> doubles = table<double>;
+
+}  // namespace regard::kernels::REGARD_ISA

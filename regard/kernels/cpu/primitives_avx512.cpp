@@ -1,0 +1,7 @@
+// Tile primitives for AVX-512 (F, BW, DQ, VL); see primitives.inl.
+
+#ifdef __AVX512F__
+#define REGARD_ISA avx512
+#define REGARD_VECTOR_BYTES 64
+#include "regard/kernels/cpu/primitives.inl"
+#endif

@@ -1,0 +1,142 @@
+// Matrix products of one tile: c (rows x lanes) from a (rows x depth, strided, read element by element) and
+// b (depth x lanes). Accumulators stay in registers for the whole depth; each starts at zero and is added to c once,
+// so sums over many blocks lose little, and a block's sum does not depend on how rows and lanes are cut.
+// Part of primitives.inl.
+
+template <class T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(REGARD_VECTOR_BYTES), aligned(alignof(T)), may_alias));
+};
+
+template <class T>
+using Vector = typename VectorOf<T>::type;
+
+template <class T>
+constexpr int64_t kWidth = REGARD_VECTOR_BYTES / sizeof(T);
+
+/// Rows of a register tile `vectors` wide: accumulators + one row of b + one broadcast fill the registers
+/// (32 of AVX-512, 16 otherwise), and at least 8 accumulators hide the latency of a fused multiply-add.
+constexpr int tile_rows(int vectors) {
+  if (REGARD_VECTOR_BYTES == 64) return vectors == 1 ? 14 : vectors == 2 ? 12 : vectors == 3 ? 8 : 6;
+  return vectors == 1 ? 12 : 6;
+}
+constexpr int kTileVectors = REGARD_VECTOR_BYTES == 64 ? 4 : 2;
+
+template <class T, int Rows, int Vectors>
+inline void write_tile(const Product<T>& p, T* c, const T* factor, const Vector<T> (&sum)[Rows][Vectors]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      auto* out = reinterpret_cast<Vector<T>*>(c + r * kLanes + v * kWidth<T>);
+      if (p.mode == Product<T>::store) {
+        *out = sum[r][v];
+      } else if (p.mode == Product<T>::add) {
+        *out = *out + sum[r][v];
+      } else {
+        *out = *out * *reinterpret_cast<const Vector<T>*>(factor + v * kWidth<T>) + sum[r][v];
+      }
+    }
+  }
+}
+
+template <class T, int Rows, int Vectors>
+void tile_product(const Product<T>& p, int64_t row, int64_t lane) {
+  Vector<T> sum[Rows][Vectors] = {};
+  const T* a = p.a + row * p.a_row;
+  const T* b = p.b + lane;
+  for (int64_t d = 0; d < p.depth; ++d, a += p.a_depth, b += kLanes) {
+    Vector<T> line[Vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) line[v] = *reinterpret_cast<const Vector<T>*>(b + v * kWidth<T>);
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) {
+      const T value = a[r * p.a_row];
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sum[r][v] += value * line[v];
+    }
+  }
+  write_tile<T, Rows, Vectors>(p, p.c + row * kLanes + lane, p.factor + lane, sum);
+}
+
+/// The rows left over, by a tile compiled for their number.
+template <class T, int Rows, int Vectors>
+void last_rows(const Product<T>& p, int64_t row, int64_t lane) {
+  if constexpr (Rows > 0) {
+    if (p.rows - row == Rows) return tile_product<T, Rows, Vectors>(p, row, lane);
+    last_rows<T, Rows - 1, Vectors>(p, row, lane);
+  }
+}
+
+template <class T, int Vectors>
+void lane_panel(const Product<T>& p, int64_t lane) {
+  constexpr int rows = tile_rows(Vectors);
+  int64_t row = 0;
+  for (; row + rows <= p.rows; row += rows) tile_product<T, rows, Vectors>(p, row, lane);
+  last_rows<T, rows - 1, Vectors>(p, row, lane);
+}
+
+template <class T>
+void product(const Product<T>& p) {
+  int64_t left = p.lanes / kWidth<T>;
+  // Panels of even width: 5 vectors as 3 + 2, not 4 + 1.
+  for (int64_t lane = 0, panels = (left + kTileVectors - 1) / kTileVectors; panels > 0; --panels) {
+    const int64_t vectors = (left + panels - 1) / panels;
+    switch (vectors) {
+      case 1: lane_panel<T, 1>(p, lane); break;
+      case 2: lane_panel<T, 2>(p, lane); break;
+#if REGARD_VECTOR_BYTES == 64
+      case 3: lane_panel<T, 3>(p, lane); break;
+      default: lane_panel<T, 4>(p, lane); break;
+#else
+      default: break;
+#endif
+    }
+    lane += vectors * kWidth<T>;
+    left -= vectors;
+  }
+}
+
+template <class T>
+void masked_product(const Product<T>& p, const int32_t* mask) {
+  alignas(64) T sum[kLanes];
+  for (int64_t r = 0; r < p.rows; ++r) {
+    for (int64_t l = 0; l < p.lanes; ++l) sum[l] = 0;
+    for (int64_t d = 0; d < p.depth; ++d) {
+      const T value = p.a[r * p.a_row + d * p.a_depth];
+      for (int64_t l = 0; l < p.lanes; ++l) {
+        const T next = sum[l] + value * p.b[d * kLanes + l];
+        sum[l] = mask[d * kLanes + l] != 0 ? next : sum[l];
+      }
+    }
+    T* c = p.c + r * kLanes;
+    for (int64_t l = 0; l < p.lanes; ++l) {
+      if (p.mode == Product<T>::store) {
+        c[l] = sum[l];
+      } else if (p.mode == Product<T>::add) {
+        c[l] = c[l] + sum[l];
+      } else {
+        c[l] = c[l] * p.factor[l] + sum[l];
+      }
+    }
+  }
+}
+
+/// x - x is 0 unless x is infinite or NaN; sums of these stay 0.
+template <class T>
+bool finite(const T* data, int64_t rows, int64_t columns, int64_t row, int64_t column) {
+  T sum = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* line = data + r * row;
+    T lane_sum[kLaneUnit] = {};
+    int64_t c = 0;
+    if (column == 1) {
+      for (; c + kLaneUnit <= columns; c += kLaneUnit) {
+        for (int64_t l = 0; l < kLaneUnit; ++l) lane_sum[l] += line[c + l] - line[c + l];
+      }
+    }
+    for (; c < columns; ++c) sum += line[c * column] - line[c * column];
+    for (int64_t l = 0; l < kLaneUnit; ++l) sum += lane_sum[l];
+  }
+  return sum == 0;
+}

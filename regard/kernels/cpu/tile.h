@@ -1,0 +1,169 @@
+#pragma once
+
+/// What the driver and the instruction-set sources share: plain data and a table of functions.
+///
+/// A *tile* is a rectangle of pairs, `steps` x `lanes`. The lanes lie contiguously and fill vector registers; the
+/// steps are the rows of the tile. In the forward pass and in the backward pass of queries the lanes are queries and
+/// the steps are keys; in the backward pass of keys it is the other way round. So whatever belongs to one lane
+/// (maximum, sum, log-sum-exp) is a vector, no sum runs across a vector, and the array of the step side is read in
+/// place, element by element, through its strides.
+///
+/// Only <cstdint> may be included here: sources compiled for one instruction set must not emit shared inline
+/// functions (std::vector, std::string), or the linker may pick that copy for every processor.
+#include <cstdint>
+
+namespace regard::kernels {
+
+/// Lanes of a tile are cut to multiples of 16, the floats of the widest vector, so that no loop has a scalar tail:
+/// a pair's bits do not depend on where in a tile it lies.
+constexpr int64_t kLaneUnit = 16;
+/// Most lanes: four of the widest vectors, the widest product tile that fits 32 registers.
+constexpr int64_t kLanes = 64;
+/// Most steps: a float tile is then 32 KiB, which stays in the first two cache levels with its operands.
+constexpr int64_t kSteps = 128;
+/// The expression program runs on this many steps at once: a register of it is then 4 KiB of floats.
+constexpr int64_t kChunk = 16;
+/// Captured tensors have at most this many dimensions.
+constexpr int kRank = 8;
+
+/// What a register of the program varies with. Scalars and lanes are stored alike: kSteps values, scalars repeated.
+enum class Shape : uint8_t { scalar, lane, step, pair };
+
+/// Operations of the tile program. Booleans are integers 0 and 1. `_i`: of integers (int32_t), otherwise of reals (T).
+enum class Code : uint8_t {
+  add, sub, mul, div, floor_div, mod, min, max, pow,
+  add_i, sub_i, mul_i, floor_div_i, mod_i, min_i, max_i, pow_i,
+  lt, le, gt, ge, eq, ne,
+  lt_i, le_i, gt_i, ge_i, eq_i, ne_i,
+  and_i, or_i, not_i,
+  neg, abs, floor, exp, log, tanh, sigmoid, sqrt, cos, sin,
+  neg_i, abs_i,
+  where, where_i,
+  real_from_integer, integer_from_real,
+  copy, copy_i,          ///< also spreads a step, lane or scalar over pairs
+  read, read_i,          ///< an element of a captured tensor
+};
+
+/// A captured tensor as the program reads it. `element`: bool, int32, int64, float32, float64 = 0..4.
+struct Reading {
+  const void* data = nullptr;
+  int32_t element = 0;
+  int32_t rank = 0;
+  bool checked = false;                ///< an index may lie outside: test each, give 0 there and mark the pair
+  bool fits = true;                    ///< (result) false once an int64 element did not fit 32 bits
+  int64_t sizes[kRank] = {}, strides[kRank] = {};
+};
+
+struct Instruction {
+  Code code;
+  Shape shape;                         ///< of the result
+  int32_t result = 0;                  ///< register
+  int32_t arg[3] = {-1, -1, -1};
+  int32_t reading = -1;                ///< read: position in Frame::readings; its indices are `index`
+  int32_t bad = -1;                    ///< read: register of marks (integer) of pairs whose index lies outside
+  int32_t index[kRank] = {};
+};
+
+struct Register {
+  void* data = nullptr;
+  Shape shape = Shape::scalar;
+};
+
+/// The registers of one thread's run of a program.
+struct Frame {
+  Register* registers = nullptr;
+  Reading* readings = nullptr;
+  int64_t lanes = 0;                   ///< of this tile, a multiple of kLaneUnit
+  int64_t steps = 0;                   ///< of this chunk
+  int64_t first_step = 0;              ///< of this chunk in its block
+  bool marked = false;                 ///< (result) a checked read found an index outside
+};
+
+/// A result of the program over pairs: `step` is the distance between steps, kLanes wide rows or 0 (the same for all).
+template <class T>
+struct View {
+  const T* data = nullptr;
+  int64_t step = 0;
+  explicit operator bool() const { return data != nullptr; }
+};
+
+/// c = (mode) a b: c (rows x lanes), a (rows x depth) read by strides, b (depth x lanes).
+template <class T>
+struct Product {
+  T* c = nullptr;
+  const T* a = nullptr;
+  const T* b = nullptr;
+  int64_t rows = 0, depth = 0, lanes = 0;
+  int64_t a_row = 0, a_depth = 0;      ///< strides of a; rows of b and c are kLanes apart
+  enum Mode : uint8_t { store, add, rescale } mode = store;
+  const T* factor = nullptr;           ///< rescale: c = factor[lane] c + a b
+};
+
+/// The softmax state of the lanes of one tile.
+template <class T>
+struct RowState {
+  T maximum[kLanes];                   ///< of the scores so far, -inf before the first
+  T sum[kLanes];                       ///< of exp(score - maximum) over the counted pairs
+  T block_maximum[kLanes];             ///< of the block being absorbed
+  T factor[kLanes];                    ///< exp(old maximum - new maximum), by which the output is rescaled
+};
+
+/// One block of scores absorbed: tile becomes exp(score - maximum) weight over kept pairs.
+template <class T>
+struct Absorb {
+  T* tile = nullptr;                   ///< scores, -inf where the pair is not live
+  const T* weight = nullptr;           ///< tile of weights, or null for 1
+  const int32_t* keep = nullptr;       ///< tile, or null when all pairs are kept or scores say it all
+  const int32_t* counted = nullptr;    ///< tile, or null when kept pairs are the counted ones
+  int64_t steps = 0, lanes = 0;
+  RowState<T>* state = nullptr;
+};
+
+/// Chain rule of one chunk, by the final log-sum-exp:
+///     p = exp(s - lse), pw = [keep] p w, ds = pw dp - [counted] p (delta - grad_lse), dw = [keep] p dp
+template <class T>
+struct Chain {
+  View<T> score, weight;               ///< weight: none for 1
+  View<int32_t> keep, counted;         ///< none: all pairs; counted none: as keep
+  const T* dp = nullptr;               ///< <grad_o_i, v_j>, rows kLanes apart
+  const T* lse = nullptr;              ///< +inf for rows without keys
+  const T* delta = nullptr;            ///< rowsum(grad_o o) - grad_lse
+  bool rows_in_lanes = true;           ///< lse and delta: one a lane, or one a step
+  T* pw = nullptr;                     ///< may be dp itself; or null
+  T* ds = nullptr;
+  T* dw = nullptr;                     ///< or null
+  int64_t steps = 0, lanes = 0;
+};
+
+/// out = [live] (ds f + dw g): the gradient of a dot or a capture read from d score and d weight of it.
+template <class T>
+struct Combine {
+  const T* ds = nullptr;
+  const T* dw = nullptr;
+  View<T> f, g;                        ///< none: 0
+  View<int32_t> live;                  ///< none: all
+  T* out = nullptr;
+  int64_t steps = 0, lanes = 0;
+};
+
+/// What one instruction set provides.
+template <class T>
+struct Primitives {
+  void (*product)(const Product<T>&);
+  /// The same over the pairs of `mask` (depth x lanes) only: what is masked may hold NaN in a. Bits are those of
+  /// `product` wherever nothing but finite values are left out with b = 0.
+  void (*masked_product)(const Product<T>&, const int32_t* mask);
+  bool (*finite)(const T* data, int64_t rows, int64_t columns, int64_t row, int64_t column);
+  void (*run)(const Instruction* instructions, int64_t count, Frame& frame);
+  /// tile = live ? score : -inf, and the maximum of each lane.
+  void (*mask_scores)(T* tile, View<T> score, View<int32_t> live, int64_t steps, int64_t lanes, T* maximum);
+  void (*absorb)(const Absorb<T>&);
+  void (*chain)(const Chain<T>&);
+  void (*combine)(const Combine<T>&);
+};
+
+/// The primitives of the chosen instruction set.
+template <class T>
+const Primitives<T>& primitives();
+
+}  // namespace regard::kernels
