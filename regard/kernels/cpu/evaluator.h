@@ -15,6 +15,9 @@ class Evaluator {
  public:
   Evaluator(const Program& program, const std::vector<Reading>& readings, const PairSpace& space, Arena& arena);
 
+  Evaluator(const Evaluator&) = delete;  // the frame points into the object
+  Evaluator& operator=(const Evaluator&) = delete;
+
   /// Computes what varies with the lanes [first, first + count), or with nothing.
   void begin_lanes(int64_t batch, int64_t head, int64_t first, int64_t count);
   /// Computes what varies with the steps [first, first + count).

@@ -58,7 +58,7 @@ Plan<T>::Plan(const Attention<T>& attention) : call(attention), pairs(expression
 template <class T>
 BoundPrograms bind_programs(const Plan<T>& plan, Side lanes, bool backward) {
   std::vector<std::string> wanted;
-  if (backward) {
+  if (backward && lanes == Side::queries) {  // gradients of captured tensors come from the pass over queries
     for (const Capture& capture : plan.call.captures) {
       if (capture.gradient != nullptr) wanted.push_back(capture.name);
     }
