@@ -109,7 +109,7 @@ class BackwardTask {
   }
 
   void chain_chunk(int64_t first, int64_t steps) {
-    const Evaluator<T>& program = tiles_.program();
+    const TileEvaluator<T>& program = tiles_.program();
     const Program& code = program.program();
     Chain<T> c;
     c.score = program.reals(code.score);
@@ -136,7 +136,7 @@ class BackwardTask {
   }
 
   void combine(const Derivative& derivative, T* out, int64_t steps) {
-    const Evaluator<T>& program = tiles_.program();
+    const TileEvaluator<T>& program = tiles_.program();
     Combine<T> c;
     c.ds = ds_;
     c.dw = dw_;

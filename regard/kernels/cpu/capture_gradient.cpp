@@ -124,7 +124,7 @@ namespace {
 
 /// Offset of the entry that the pair (step, lane) reads.
 template <class T>
-int64_t entry(const Evaluator<T>& program, const Derivative& d, const WantedCapture& w, int64_t step, int64_t lane,
+int64_t entry(const TileEvaluator<T>& program, const Derivative& d, const WantedCapture& w, int64_t step, int64_t lane,
               bool& inside) {
   int64_t offset = 0;
   for (size_t k = 0; k < d.index.size(); ++k) {
@@ -140,7 +140,7 @@ int64_t entry(const Evaluator<T>& program, const Derivative& d, const WantedCapt
 /// Pairs that read one entry are summed before it is touched: all for a scalar read, a lane's or a step's otherwise.
 /// A pair whose index lies outside is hidden (else the forward had refused the call), so its term is 0.
 template <class T, class Sum>
-void scatter(const Evaluator<T>& program, const Derivative& d, const WantedCapture& w, const T* terms, int64_t steps,
+void scatter(const TileEvaluator<T>& program, const Derivative& d, const WantedCapture& w, const T* terms, int64_t steps,
              int64_t lanes, Sum* gradient) {
   auto add = [&](int64_t step, int64_t lane, Sum term) {
     bool inside = true;
@@ -171,11 +171,11 @@ void scatter(const Evaluator<T>& program, const Derivative& d, const WantedCaptu
 #define REGARD_INSTANTIATE(T)                                                                                       \
   template GradientSchedule::GradientSchedule(const Plan<T>&, const std::vector<Derivative>&, int64_t, bool);       \
   template void GradientBuffers::flush<T>();                                                                        \
-  template void scatter(const Evaluator<T>&, const Derivative&, const WantedCapture&, const T*, int64_t, int64_t, T*);
+  template void scatter(const TileEvaluator<T>&, const Derivative&, const WantedCapture&, const T*, int64_t, int64_t, T*);
 REGARD_INSTANTIATE(float)
 REGARD_INSTANTIATE(double)
 #undef REGARD_INSTANTIATE
-template void scatter(const Evaluator<float>&, const Derivative&, const WantedCapture&, const float*, int64_t, int64_t,
+template void scatter(const TileEvaluator<float>&, const Derivative&, const WantedCapture&, const float*, int64_t, int64_t,
                       double*);
 
 }  // namespace regard::kernels

@@ -80,7 +80,7 @@ class GradientBuffers {
 
 /// Adds the terms of one chunk, terms[s][l] rows kLanes apart, to where the read's indices point.
 template <class T, class Sum>
-void scatter(const Evaluator<T>& program, const Derivative& derivative, const WantedCapture& capture, const T* terms,
+void scatter(const TileEvaluator<T>& program, const Derivative& derivative, const WantedCapture& capture, const T* terms,
              int64_t steps, int64_t lanes, Sum* gradient);
 
 }  // namespace regard::kernels

@@ -1,10 +1,12 @@
 // Chooses the instruction set once: the widest that the processor has and REGARD_ISA allows.
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <string>
 
 #include "regard/base/error.h"
 #include "regard/kernels/attention.h"
+#include "regard/kernels/cpu/isa.h"
 #include "regard/kernels/cpu/tile.h"
 
 namespace regard::kernels {
@@ -33,54 +35,63 @@ struct Choice {
   const Primitives<double>* doubles;
 };
 
-enum Level { baseline_level, avx2_level, avx512_level };
+/// From the narrowest; a processor that has one has all before it.
+const Choice kChoices[] = {
+    {"baseline", &baseline::floats, &baseline::doubles},
+#if defined(__x86_64__)
+    {"avx2", &avx2::floats, &avx2::doubles},
+    {"avx512", &avx512::floats, &avx512::doubles},
+#endif
+};
 
-Level supported() {
+const Choice* widest_supported() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (has_avx2 && has_avx512) return avx512_level;
-  if (has_avx2) return avx2_level;
+  if (has_avx2 && has_avx512) return &kChoices[2];
+  if (has_avx2) return &kChoices[1];
 #endif
-  return baseline_level;
+  return &kChoices[0];
 }
 
-Level allowed() {
-  const char* wanted = std::getenv("REGARD_ISA");
-  const std::string name = wanted == nullptr ? "" : wanted;
-  if (name.empty() || name == "avx512") return avx512_level;
-  if (name == "avx2") return avx2_level;
-  if (name == "baseline") return baseline_level;
+/// The set of this name, whether the processor has it or not.
+const Choice* named(const std::string& name) {
+  for (const Choice& choice : kChoices) {
+    if (name == choice.name) return &choice;
+  }
   fail("REGARD_ISA", "baseline, avx2 or avx512", "'" + name + "'");
 }
 
-const Choice& choice() {
-  static const Choice chosen = [] {
-    const Level level = std::min(supported(), allowed());
-#if defined(__x86_64__)
-    if (level == avx512_level) return Choice{"avx512", &avx512::floats, &avx512::doubles};
-    if (level == avx2_level) return Choice{"avx2", &avx2::floats, &avx2::doubles};
-#endif
-    (void)level;
-    return Choice{"baseline", &baseline::floats, &baseline::doubles};
+std::atomic<const Choice*>& choice() {
+  static std::atomic<const Choice*> chosen = [] {
+    const char* wanted = std::getenv("REGARD_ISA");
+    const Choice* widest = widest_supported();
+    return wanted == nullptr || *wanted == 0 ? widest : std::min(widest, named(wanted));
   }();
   return chosen;
 }
 
 }  // namespace
 
+bool use_isa(const std::string& name) {
+  const Choice* wanted = named(name);
+  if (wanted > widest_supported()) return false;
+  choice() = wanted;
+  return true;
+}
+
 template <>
 const Primitives<float>& primitives<float>() {
-  return *choice().floats;
+  return *choice().load()->floats;
 }
 
 template <>
 const Primitives<double>& primitives<double>() {
-  return *choice().doubles;
+  return *choice().load()->doubles;
 }
 
-std::string isa() { return choice().name; }
+std::string isa() { return choice().load()->name; }
 
 }  // namespace regard::kernels

@@ -12,7 +12,7 @@ bool is_index(Op op) { return op == Op::query || op == Op::row || op == Op::key 
 }  // namespace
 
 template <class T>
-Evaluator<T>::Evaluator(const Program& program, const std::vector<Reading>& readings, const PairSpace& space,
+TileEvaluator<T>::TileEvaluator(const Program& program, const std::vector<Reading>& readings, const PairSpace& space,
                         Arena& arena)
     : program_(program), space_(space), registers_(program.registers.size()), readings_(readings) {
   constexpr int64_t pairs = kChunk * kLanes;
@@ -32,7 +32,7 @@ Evaluator<T>::Evaluator(const Program& program, const std::vector<Reading>& read
 }
 
 template <class T>
-double Evaluator<T>::leaf_value(const Leaf& leaf) const {
+double TileEvaluator<T>::leaf_value(const Leaf& leaf) const {
   switch (leaf.op) {
     case Op::constant: return leaf.number;
     case Op::scale: return space_.scale;
@@ -48,7 +48,7 @@ double Evaluator<T>::leaf_value(const Leaf& leaf) const {
 
 /// Indices past the last pair repeat the last one, so that every lane reads what exists.
 template <class T>
-void Evaluator<T>::fill(const Leaf& leaf, int64_t first, int64_t count) {
+void TileEvaluator<T>::fill(const Leaf& leaf, int64_t first, int64_t count) {
   const Register& r = registers_[static_cast<size_t>(leaf.reg)];
   if (!is_index(leaf.op)) {
     const double value = leaf_value(leaf);
@@ -65,14 +65,14 @@ void Evaluator<T>::fill(const Leaf& leaf, int64_t first, int64_t count) {
 }
 
 template <class T>
-void Evaluator<T>::execute(const std::vector<Instruction>& code) {
+void TileEvaluator<T>::execute(const std::vector<Instruction>& code) {
   frame_.marked = false;
   primitives<T>().run(code.data(), static_cast<int64_t>(code.size()), frame_);
   refuse_wide_integers();
 }
 
 template <class T>
-void Evaluator<T>::begin_lanes(int64_t batch, int64_t head, int64_t first, int64_t count) {
+void TileEvaluator<T>::begin_lanes(int64_t batch, int64_t head, int64_t first, int64_t count) {
   started_ = true;
   batch_ = batch;
   head_ = head;
@@ -87,7 +87,7 @@ void Evaluator<T>::begin_lanes(int64_t batch, int64_t head, int64_t first, int64
 }
 
 template <class T>
-void Evaluator<T>::begin_steps(int64_t first, int64_t count) {
+void TileEvaluator<T>::begin_steps(int64_t first, int64_t count) {
   first_step_ = first;
   for (const Leaf& leaf : program_.leaves) {
     if (program_.registers[static_cast<size_t>(leaf.reg)].shape == Shape::step) fill(leaf, first, count);
@@ -97,7 +97,7 @@ void Evaluator<T>::begin_steps(int64_t first, int64_t count) {
 }
 
 template <class T>
-void Evaluator<T>::run(int64_t first, int64_t count, T* const* tiles) {
+void TileEvaluator<T>::run(int64_t first, int64_t count, T* const* tiles) {
   for (size_t d = 0; d < program_.dots.size(); ++d) {
     if (program_.dots[d] >= 0) registers_[static_cast<size_t>(program_.dots[d])].data = tiles[d] + first * kLanes;
   }
@@ -108,7 +108,7 @@ void Evaluator<T>::run(int64_t first, int64_t count, T* const* tiles) {
 }
 
 template <class T>
-int32_t Evaluator<T>::integer_at(int reg, int64_t step, int64_t lane) const {
+int32_t TileEvaluator<T>::integer_at(int reg, int64_t step, int64_t lane) const {
   const Register& r = registers_[static_cast<size_t>(reg)];
   const auto* data = static_cast<const int32_t*>(r.data);
   switch (r.shape) {
@@ -120,7 +120,7 @@ int32_t Evaluator<T>::integer_at(int reg, int64_t step, int64_t lane) const {
 }
 
 template <class T>
-void Evaluator<T>::refuse_wide_integers() const {
+void TileEvaluator<T>::refuse_wide_integers() const {
   for (size_t i = 0; i < readings_.size(); ++i) {
     if (readings_[i].fits) continue;
     fail("attention", "integers of the captured tensor '" + program_.reads[i].expr.node().name + "' that fit in 32 bits",
@@ -129,13 +129,13 @@ void Evaluator<T>::refuse_wide_integers() const {
 }
 
 template <class T>
-bool Evaluator<T>::needed(Guard guard, int64_t step, int64_t lane) const {
+bool TileEvaluator<T>::needed(Guard guard, int64_t step, int64_t lane) const {
   const int mask = guard == Guard::every_pair ? -1 : guard == Guard::kept ? program_.keep : program_.live;
   return mask < 0 || integer_at(mask, step, lane) != 0;
 }
 
 template <class T>
-void Evaluator<T>::refuse_marks_of(size_t read) const {
+void TileEvaluator<T>::refuse_marks_of(size_t read) const {
   const int marks = program_.read_registers[read];
   for (int64_t s = 0; s < steps_; ++s) {
     for (int64_t l = 0; l < lanes_; ++l) {
@@ -156,13 +156,13 @@ void Evaluator<T>::refuse_marks_of(size_t read) const {
 }
 
 template <class T>
-void Evaluator<T>::refuse_marked() const {
+void TileEvaluator<T>::refuse_marked() const {
   for (size_t read = 0; read < readings_.size(); ++read) {
     if (readings_[read].checked) refuse_marks_of(read);
   }
 }
 
-template class Evaluator<float>;
-template class Evaluator<double>;
+template class TileEvaluator<float>;
+template class TileEvaluator<double>;
 
 }  // namespace regard::kernels

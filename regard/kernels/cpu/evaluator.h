@@ -11,12 +11,12 @@ namespace regard::kernels {
 /// One thread's run of a program over the tiles of one (batch, head): lanes once, then block by block of steps, chunk
 /// by chunk of pairs.
 template <class T>
-class Evaluator {
+class TileEvaluator {
  public:
-  Evaluator(const Program& program, const std::vector<Reading>& readings, const PairSpace& space, Arena& arena);
+  TileEvaluator(const Program& program, const std::vector<Reading>& readings, const PairSpace& space, Arena& arena);
 
-  Evaluator(const Evaluator&) = delete;  // the frame points into the object
-  Evaluator& operator=(const Evaluator&) = delete;
+  TileEvaluator(const TileEvaluator&) = delete;  // the frame points into the object
+  TileEvaluator& operator=(const TileEvaluator&) = delete;
 
   /// Computes what varies with the lanes [first, first + count), or with nothing.
   void begin_lanes(int64_t batch, int64_t head, int64_t first, int64_t count);

@@ -83,7 +83,7 @@ class ForwardTask {
   /// Moves the program's results into the block's tiles. The score tile may be where the program reads its dot, so it
   /// is written last.
   void keep_chunk(int64_t first, int64_t steps) {
-    const Evaluator<T>& program = tiles_.program();
+    const TileEvaluator<T>& program = tiles_.program();
     const Program& code = program.program();
     const int64_t at = first * kLanes;
     if (weight_ != nullptr) copy_rows(weight_ + at, program.reals(code.weight), steps);

@@ -32,7 +32,7 @@ class Tiles {
   /// Runs the program over one chunk, steps [first, first + count) of the block.
   void run(int64_t first, int64_t count) { program_->run(first, count, scores_.data()); }
 
-  Evaluator<T>& program() { return *program_; }
+  TileEvaluator<T>& program() { return *program_; }
   bool masked() const { return program_ == &masked_; }
   T* scores(size_t dot) const { return scores_[dot]; }
   const SideArray<T>& lane_side(size_t dot) const { return by_query_ ? plan_.dots[dot].q : plan_.dots[dot].k; }
@@ -47,8 +47,8 @@ class Tiles {
   const Plan<T>& plan_;
   const TileMap& map_;
   const bool by_query_;
-  Evaluator<T> open_, masked_;
-  Evaluator<T>* program_ = nullptr;
+  TileEvaluator<T> open_, masked_;
+  TileEvaluator<T>* program_ = nullptr;
   std::vector<T*> packed_, scores_;
   int64_t tile_ = 0;
 };

@@ -12,7 +12,7 @@ struct Format<float> {
   static constexpr float ln2_high = 0x1.62e3p-1f;   // 16 bits: exact times small exponents
   static constexpr float ln2_low = 0x1.2fefa2p-17f;
   static constexpr float least = -105, most = 89;   // exp gives 0 and inf beyond
-  static constexpr float normal = -87;              // below it exp is (nearly) subnormal
+  static constexpr float negligible = -64;          // e^-64 = 2e-28: nothing beside a weight of a row's largest
   static constexpr int terms = 7;                   // Taylor: remainder 5e-9 on |r| <= ln(2) / 2
   static constexpr float infinity = __builtin_inff();
 };
@@ -25,7 +25,7 @@ struct Format<double> {
   static constexpr double ln2_high = 0x1.62e42feep-1;  // 32 bits: exact times any exponent
   static constexpr double ln2_low = 0x1.a39ef35793c76p-33;
   static constexpr double least = -746, most = 710;
-  static constexpr double normal = -708;
+  static constexpr double negligible = -640;
   static constexpr int terms = 13;                  // remainder 4e-18
   static constexpr double infinity = __builtin_inf();
 };
@@ -87,11 +87,11 @@ inline T exp_of(T x) {
   return (rest + 1) * power_of_two<T>(half) * power_of_two<T>(n - half);
 }
 
-/// e^x, and 0 where that is subnormal: products with subnormal numbers are a hundred times slower.
+/// e^x, and 0 where that is negligible: its products with gradients would be subnormal, a hundred times slower.
 template <class T>
 inline T weight_exp(T x) {
   const T value = exp_of(x);
-  return x < Format<T>::normal ? T(0) : value;
+  return x < Format<T>::negligible ? T(0) : value;
 }
 
 /// tanh x = u / (u + 2), u = e^2x - 1 = 2^n (e^r - 1) + (2^n - 1): no cancellation near 0.

@@ -1,0 +1,99 @@
+// The blocked kernel against the plain triple loop: values and gradients.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "tests/kernels/cases.h"
+#include "tests/kernels/run.h"
+
+namespace regard::kernels::testing {
+namespace {
+
+// float64 differs from the triple loop by the order of sums alone; float32 adds its rounding over a few hundred terms.
+constexpr double kDouble = 1e-11, kFloat = 5e-5;
+
+TEST(Attention, EveryMechanismOnEveryShape) {
+  uint32_t seed = 1;
+  for (const Mechanism& mechanism : mechanisms()) {
+    for (const Shape4& shape : shapes()) {
+      const Problem p = problem_of(mechanism, shape, seed++);
+      const Solution expected = naive(p);
+      const std::string what = mechanism.name + ": " + describe(p);
+      expect_alike(run_kernel<double>(p), expected, kDouble, what);
+      expect_alike(run_kernel<float>(p), expected, kFloat, what + " float");
+    }
+  }
+}
+
+TEST(Attention, RandomSpecs) {
+  for (uint32_t seed = 0; seed < 300; ++seed) {
+    const Problem p = random_problem(seed);
+    const std::string what = "seed " + std::to_string(seed) + ": " + describe(p);
+    expect_alike(run_kernel<double>(p, static_cast<Layout>(seed % 3)), naive(p), kDouble, what);
+    if (::testing::Test::HasFailure()) return;
+  }
+}
+
+TEST(Attention, Layouts) {
+  for (const Mechanism& mechanism : {mechanisms()[0], mechanisms()[5], mechanisms()[16]}) {
+    const Problem p = problem_of(mechanism, {2, 4, 2, 37, 141, 6, 9}, 5);
+    const Solution expected = naive(p);
+    for (Layout layout : {Layout::contiguous, Layout::heads_inside, Layout::gaps}) {
+      expect_alike(run_kernel<double>(p, layout), expected, kDouble, mechanism.name);
+    }
+  }
+}
+
+TEST(Attention, EmptySizes) {
+  const Mechanism sinks = [] {
+    for (const Mechanism& m : mechanisms()) {
+      if (m.name == "sinks") return m;
+    }
+    return mechanisms()[0];
+  }();
+  ASSERT_EQ(sinks.name, "sinks");
+  const Shape4 empties[] = {{0, 2, 1, 3, 4, 2, 2}, {2, 0, 0, 3, 4, 2, 2}, {2, 2, 1, 0, 4, 2, 2},
+                            {2, 2, 1, 3, 0, 2, 2}, {2, 2, 1, 3, 4, 0, 2}, {2, 2, 1, 3, 4, 2, 0}};
+  for (const Shape4& shape : empties) {
+    for (const Mechanism& mechanism : {mechanisms()[0], sinks}) {
+      const Problem p = problem_of(mechanism, shape, 3);
+      expect_alike(run_kernel<double>(p), naive(p), kDouble, mechanism.name + ": " + describe(p));
+      expect_alike(run_kernel<float>(p), naive(p), kFloat, mechanism.name + ": " + describe(p));
+    }
+  }
+}
+
+/// Central differences of the plain loop, which shares nothing with the symbolic derivative.
+void expect_slope(Problem& p, double& entry, double found, const std::string& what) {
+  const double step = 1e-5, kept = entry;
+  entry = kept + step;
+  const double above = objective(p);
+  entry = kept - step;
+  const double below = objective(p);
+  entry = kept;
+  const double rounding = 1e-15 * std::abs(above) / step;  // of the difference of two large sums
+  EXPECT_NEAR(found, (above - below) / (2 * step), 1e-6 * (1 + std::abs(found)) + 10 * rounding)
+      << what << ": " << describe(p);
+}
+
+TEST(Attention, GradientsAreFiniteDifferences) {
+  std::mt19937 random(11);
+  for (uint32_t seed = 400; seed < 440; ++seed) {
+    Problem p = random_problem(seed);
+    if (p.M * p.N > 3000) continue;
+    const Solution s = run_kernel<double>(p);
+    auto probe = [&](Tensor& values, const Tensor& gradient, const std::string& what) {
+      if (values.data.empty()) return;
+      const size_t e = random() % values.data.size();
+      expect_slope(p, values.data[e], gradient.data[e], what);
+    };
+    probe(p.q, s.q, "q");
+    probe(p.k, s.k, "k");
+    probe(p.v, s.v, "v");
+    if (p.spec.normalizer.sinks) probe(p.sinks, s.sinks, "sinks");
+    for (const auto& [name, gradient] : s.captures) probe(p.captures.at(name).values, gradient, name);
+  }
+}
+
+}  // namespace
+}  // namespace regard::kernels::testing

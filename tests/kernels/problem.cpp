@@ -1,0 +1,259 @@
+#include "tests/kernels/problem.h"
+
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "regard/algebra/derivative.h"
+#include "regard/algebra/evaluate.h"
+
+namespace regard::kernels::testing {
+namespace {
+
+size_t offset_of(const Tensor& tensor, const std::vector<int64_t>& index) {
+  size_t offset = 0;
+  for (size_t k = 0; k < index.size(); ++k) offset = offset * static_cast<size_t>(tensor.sizes[k]) + static_cast<size_t>(index[k]);
+  return offset;
+}
+
+int64_t elements(const std::vector<int64_t>& sizes) {
+  int64_t count = 1;
+  for (int64_t size : sizes) count *= size;
+  return count;
+}
+
+/// The terms of one row.
+struct Row {
+  std::vector<double> p, w;
+  std::vector<bool> keep, counted;
+  double lse = -std::numeric_limits<double>::infinity();
+};
+
+class Solver {
+ public:
+  explicit Solver(const Problem& problem) : x(problem), spec(problem.spec.resolved()) {
+    weight = spec.weight.defined() ? spec.weight : Expr(1.0);
+    keep = spec.keep.defined() ? spec.keep : Expr(true);
+    counted = spec.counted.defined() ? spec.counted : keep;
+    score = spec.score.defined() ? spec.score : scale() * dot();
+    leaves.dot = [this](const Node& node, const Pair& pair) { return dot_value(node, pair); };
+    leaves.capture = [this](const std::string& name, const std::vector<int64_t>& index) {
+      return x.captures.at(name).values.at(index);
+    };
+    solution.o = filled({x.B, x.H, x.M, x.Dv});
+    solution.lse = filled({x.B, x.H, x.M});
+  }
+
+  Row row(int64_t b, int64_t h, int64_t i) const {
+    Row r;
+    std::vector<double> scores(static_cast<size_t>(x.N));
+    double top = -std::numeric_limits<double>::infinity();
+    for (int64_t j = 0; j < x.N; ++j) {
+      const Pair pair = at(b, h, i, j);
+      r.keep.push_back(evaluate(keep, pair, leaves) != 0);
+      r.counted.push_back(evaluate(counted, pair, leaves) != 0);
+      r.w.push_back(r.keep.back() ? evaluate(weight, pair, leaves) : 0);
+      const bool live = r.keep.back() || r.counted.back();
+      scores[static_cast<size_t>(j)] = live ? evaluate(score, pair, leaves) : 0;
+      if (r.counted.back()) top = std::max(top, scores[static_cast<size_t>(j)]);
+    }
+    const int64_t sinks = x.sinks.sizes.empty() ? 0 : x.sinks.sizes[1];
+    for (int64_t s = 0; s < sinks; ++s) top = std::max(top, x.sinks.at({h, s}));
+    double sum = 0;
+    for (size_t j = 0; j < scores.size(); ++j) sum += r.counted[j] ? std::exp(scores[j] - top) : 0;
+    for (int64_t s = 0; s < sinks; ++s) sum += std::exp(x.sinks.at({h, s}) - top);
+    if (sum > 0) r.lse = top + std::log(sum);
+    for (size_t j = 0; j < scores.size(); ++j) {
+      r.p.push_back((r.keep[j] || r.counted[j]) && sum > 0 ? std::exp(scores[j] - r.lse) : 0);
+    }
+    return r;
+  }
+
+  void forward() {
+    each_row([&](int64_t b, int64_t h, int64_t i) {
+      const Row r = row(b, h, i);
+      solution.lse.at({b, h, i}) = r.lse;
+      for (int64_t j = 0; j < x.N; ++j) {
+        const auto n = static_cast<size_t>(j);
+        if (!r.keep[n]) continue;
+        for (int64_t d = 0; d < x.Dv; ++d) {
+          solution.o.at({b, h, i, d}) += r.p[n] * r.w[n] * x.v.at({b, h * x.Hk / x.H, j, d});
+        }
+      }
+    });
+  }
+
+  void backward() {
+    allocate_gradients();
+    std::vector<Expr> wanted = dots_of({score, weight});
+    for (const Expr& read : real_captures_of({score, weight})) wanted.push_back(read);
+    const std::vector<Expr> of_score = gradient(score, wanted), of_weight = gradient(weight, wanted);
+    each_row([&](int64_t b, int64_t h, int64_t i) {
+      const Row r = row(b, h, i);
+      double delta = -x.grad_lse.at({b, h, i});
+      if (std::isinf(r.lse)) return;
+      for (int64_t d = 0; d < x.Dv; ++d) delta += solution.o.at({b, h, i, d}) * x.grad_o.at({b, h, i, d});
+      if (!x.sinks.sizes.empty()) {
+        for (int64_t s = 0; s < x.sinks.sizes[1]; ++s) {
+          solution.sinks.at({h, s}) -= std::exp(x.sinks.at({h, s}) - r.lse) * delta;
+        }
+      }
+      for (int64_t j = 0; j < x.N; ++j) {
+        const auto n = static_cast<size_t>(j);
+        if (!r.keep[n] && !r.counted[n]) continue;
+        double dp = 0;
+        for (int64_t d = 0; d < x.Dv; ++d) {
+          dp += x.grad_o.at({b, h, i, d}) * x.v.at({b, h * x.Hk / x.H, j, d});
+          solution.v.at({b, h * x.Hk / x.H, j, d}) += r.keep[n] ? r.p[n] * r.w[n] * x.grad_o.at({b, h, i, d}) : 0;
+        }
+        const double ds = (r.keep[n] ? r.p[n] * r.w[n] * dp : 0) - (r.counted[n] ? r.p[n] * delta : 0);
+        const double dw = r.keep[n] ? r.p[n] * dp : 0;
+        const Pair pair = at(b, h, i, j);
+        for (size_t l = 0; l < wanted.size(); ++l) {
+          double slope = ds * evaluate(of_score[l], pair, leaves);
+          if (r.keep[n]) slope += dw * evaluate(of_weight[l], pair, leaves);
+          add_leaf(wanted[l], pair, slope);
+        }
+      }
+    });
+  }
+
+  Solution solution;
+
+ private:
+  Pair at(int64_t b, int64_t h, int64_t i, int64_t j) const {
+    Pair pair;
+    pair.batch = b;
+    pair.head = h;
+    pair.row = i;
+    pair.column = j;
+    pair.batches = x.B;
+    pair.heads = x.H;
+    pair.queries = x.M;
+    pair.keys = x.N;
+    pair.query_offset = x.query_offset;
+    pair.scale = x.scale;
+    return pair;
+  }
+
+  struct Operands {
+    const Tensor *q, *k;
+    int64_t q_head, k_head, begin, end;
+  };
+
+  Operands operands_of(const Node& node, int64_t head) const {
+    Operands o{&x.q, &x.k, head, head * x.Hk / x.H, node.begin, node.end};
+    if (!node.name.empty()) {
+      const NamedOperand& named = x.operands.at(node.name);
+      const int64_t heads = named.q.sizes[1];
+      o.q = &named.q;
+      o.k = &named.k;
+      o.q_head = o.k_head = node.only_head >= 0 ? node.only_head : head * heads / x.H;
+    }
+    if (o.end < 0) o.end = o.q->sizes[3];
+    return o;
+  }
+
+  double dot_value(const Node& node, const Pair& p) const {
+    const Operands o = operands_of(node, p.head);
+    double sum = 0;
+    for (int64_t d = o.begin; d < o.end; ++d) {
+      sum += o.q->at({p.batch, o.q_head, p.row, d}) * o.k->at({p.batch, o.k_head, p.column, d});
+    }
+    return sum;
+  }
+
+  void add_leaf(const Expr& leaf, const Pair& p, double slope) {
+    const Node& node = leaf.node();
+    if (node.op == Op::dot) {
+      const Operands o = operands_of(node, p.head);
+      Tensor& dq = node.name.empty() ? solution.q : solution.operands.at(node.name).q;
+      Tensor& dk = node.name.empty() ? solution.k : solution.operands.at(node.name).k;
+      for (int64_t d = o.begin; d < o.end; ++d) {
+        dq.at({p.batch, o.q_head, p.row, d}) += slope * o.k->at({p.batch, o.k_head, p.column, d});
+        dk.at({p.batch, o.k_head, p.column, d}) += slope * o.q->at({p.batch, o.q_head, p.row, d});
+      }
+      return;
+    }
+    std::vector<int64_t> index;
+    for (const Expr& e : node.args) index.push_back(static_cast<int64_t>(evaluate(e, p, leaves)));
+    solution.captures.at(node.name).at(index) += slope;
+  }
+
+  void allocate_gradients() {
+    solution.q = filled(x.q.sizes);
+    solution.k = filled(x.k.sizes);
+    solution.v = filled(x.v.sizes);
+    solution.sinks = filled(x.sinks.sizes);
+    for (const auto& [name, captured] : x.captures) {
+      if (captured.type == Type::real) solution.captures[name] = filled(captured.values.sizes);
+    }
+    for (const auto& [name, named] : x.operands) {
+      solution.operands[name] = {filled(named.q.sizes), filled(named.k.sizes)};
+    }
+  }
+
+  void each_row(const std::function<void(int64_t, int64_t, int64_t)>& body) const {
+    for (int64_t b = 0; b < x.B; ++b) {
+      for (int64_t h = 0; h < x.H; ++h) {
+        for (int64_t i = 0; i < x.M; ++i) body(b, h, i);
+      }
+    }
+  }
+
+  const Problem& x;
+  AttentionSpec spec;
+  Expr score, keep, counted, weight;
+  LeafValues leaves;
+};
+
+}  // namespace
+
+double& Tensor::at(const std::vector<int64_t>& index) { return data.at(offset_of(*this, index)); }
+double Tensor::at(const std::vector<int64_t>& index) const { return data.at(offset_of(*this, index)); }
+
+Tensor filled(std::vector<int64_t> sizes, double value) {
+  Tensor tensor{std::move(sizes), {}};
+  tensor.data.assign(static_cast<size_t>(elements(tensor.sizes)), value);
+  return tensor;
+}
+
+/// Rounded to float32, so that the float kernel sees the very same numbers.
+Tensor random_normal(std::vector<int64_t> sizes, std::mt19937& random) {
+  Tensor tensor = filled(std::move(sizes));
+  std::normal_distribution<double> normal;
+  for (double& value : tensor.data) value = static_cast<float>(normal(random));
+  return tensor;
+}
+
+Tensor random_integers(std::vector<int64_t> sizes, int low, int high, std::mt19937& random) {
+  Tensor tensor = filled(std::move(sizes));
+  std::uniform_int_distribution<int> uniform(low, high);
+  for (double& value : tensor.data) value = uniform(random);
+  return tensor;
+}
+
+Solution naive_forward(const Problem& problem) {
+  Solver solver(problem);
+  solver.forward();
+  return std::move(solver.solution);
+}
+
+Solution naive(const Problem& problem) {
+  Solver solver(problem);
+  solver.forward();
+  solver.backward();
+  return std::move(solver.solution);
+}
+
+double objective(const Problem& problem) {
+  const Solution s = naive_forward(problem);
+  double sum = 0;
+  for (size_t e = 0; e < s.o.data.size(); ++e) sum += s.o.data[e] * problem.grad_o.data[e];
+  for (size_t e = 0; e < s.lse.data.size(); ++e) {
+    if (std::isfinite(s.lse.data[e])) sum += s.lse.data[e] * problem.grad_lse.data[e];
+  }
+  return sum;
+}
+
+}  // namespace regard::kernels::testing

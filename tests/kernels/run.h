@@ -1,0 +1,27 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "tests/kernels/problem.h"
+
+namespace regard::kernels::testing {
+
+/// How tensors lie in memory: rows in order, (B, L, H, D), or with gaps that hold NaN, features reversed.
+enum class Layout { contiguous, heads_inside, gaps };
+
+/// The problem solved by the kernel in T: forward and backward, outputs poisoned with NaN beforehand.
+template <class T>
+Solution run_kernel(const Problem& problem, Layout layout = Layout::contiguous, bool backward = true);
+
+/// The largest difference over the largest magnitude (at least 1e-3) of `expected`; infinite where one is NaN, or
+/// where only one is infinite.
+double error_of(const Tensor& found, const Tensor& expected);
+
+/// Expects every tensor of the two solutions alike; `what` names the case.
+void expect_alike(const Solution& found, const Solution& expected, double tolerance, const std::string& what);
+
+/// Whether all bits are equal.
+bool identical(const Solution& a, const Solution& b);
+
+}  // namespace regard::kernels::testing
