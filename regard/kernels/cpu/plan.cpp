@@ -83,15 +83,17 @@ TileMap::TileMap(const PairExpressions& pairs, const PairSpace& space, const std
   const int64_t rows = (by_batch_ ? space.batches : 1) * heads_ * lane_tiles_;
   kinds_.resize(static_cast<size_t>(rows * step_blocks_));
   const CaptureRange ranges = capture_range(captures);
+  const bool apart = pairs.counted.pointer() != pairs.keep.pointer();
   parallel_for(rows, [&](int64_t row) {
+    Analysis keep_analysis(pairs.keep), counted_analysis(pairs.counted);
     const int64_t lane = row % lane_tiles_ * kLanes, lane_end = std::min(lane + kLanes, lane_count);
     const int64_t head = row / lane_tiles_ % heads_, batch = row / lane_tiles_ / heads_;
     for (int64_t block = 0; block < step_blocks_; ++block) {
       const int64_t step = block * kSteps, step_end = std::min(step + kSteps, step_count);
       const Tile tile = by_query ? space.tile(batch, head, lane, lane_end, step, step_end)
                                  : space.tile(batch, head, step, step_end, lane, lane_end);
-      Truth found = truth(pairs.keep, tile, ranges);
-      if (pairs.counted.pointer() != pairs.keep.pointer()) found = both(found, truth(pairs.counted, tile, ranges));
+      Truth found = keep_analysis.truth(tile, ranges);
+      if (apart) found = both(found, counted_analysis.truth(tile, ranges));
       kinds_[static_cast<size_t>(row * step_blocks_ + block)] = found == Truth::never    ? TileKind::skipped
                                                                 : found == Truth::always ? TileKind::open
                                                                                          : TileKind::masked;
