@@ -14,10 +14,11 @@ def test_compiles_whole_with_dynamic_shapes(id, config):
     weights = weights_of(id, config)
     compiled = torch.compile(lambda x: main(id, config, weights, x), backend="aot_eager", fullgraph=True, dynamic=True)
     frames = torch._dynamo.utils.counters["stats"]
-    for batch, length in ((3, 7), (2, 5), (4, 9)):
+    # Sizes that no weight has: the compiler takes equal sizes for the same one.
+    for batch, length in ((5, 7), (11, 10), (13, 9)):
         x = tokens(config, batch, length)
         torch.testing.assert_close(compiled(x), main(id, config, weights, x), rtol=1e-12, atol=1e-12)
-        if (batch, length) == (3, 7):
+        if batch == 5:
             first = frames["unique_graphs"]
     assert frames["unique_graphs"] == first, "a new length or batch must not compile anew"
     torch._dynamo.reset()
