@@ -27,8 +27,10 @@ class Fields {
   virtual void operator()(const char* name, int64_t& value, const char* doc) = 0;
   virtual void operator()(const char* name, double& value, const char* doc) = 0;
   virtual void operator()(const char* name, std::string& value, const char* doc) = 0;
+  virtual void operator()(const char* name, std::optional<bool>& value, const char* doc) = 0;
   virtual void operator()(const char* name, std::optional<double>& value, const char* doc) = 0;
   virtual void operator()(const char* name, std::optional<int64_t>& value, const char* doc) = 0;
+  /// A single integer is read as a list of one (an image size given once for height and width).
   virtual void operator()(const char* name, std::vector<int64_t>& value, const char* doc) = 0;
   virtual void operator()(const char* name, std::vector<std::string>& value, const char* doc) = 0;
   /// A nested JSON object, kept as text (the configuration of a mechanism inside a host).

@@ -31,6 +31,9 @@ class Reader final : public Fields {
   void operator()(const char* name, std::string& value, const char*) override {
     read(name, "a string", &json::is_string, value);
   }
+  void operator()(const char* name, std::optional<bool>& value, const char*) override {
+    read_optional(name, "true, false or null", &json::is_boolean, value);
+  }
   void operator()(const char* name, std::optional<double>& value, const char*) override {
     read_optional(name, "a number or null", &json::is_number, value);
   }
@@ -38,7 +41,13 @@ class Reader final : public Fields {
     read_optional(name, "an integer or null", &json::is_number_integer, value);
   }
   void operator()(const char* name, std::vector<int64_t>& value, const char*) override {
-    read_list(name, "a list of integers", &json::is_number_integer, value);
+    const auto it = object_.find(name);
+    if (it != object_.end() && it->is_number_integer()) {
+      seen_.emplace_back(name);
+      value = {it->get<int64_t>()};
+      return;
+    }
+    read_list(name, "an integer or a list of integers", &json::is_number_integer, value);
   }
   void operator()(const char* name, std::vector<std::string>& value, const char*) override {
     read_list(name, "a list of strings", &json::is_string, value);
@@ -108,6 +117,9 @@ class Writer final : public Fields {
   void operator()(const char* name, int64_t& value, const char* doc) override { add(name, "int", value, doc); }
   void operator()(const char* name, double& value, const char* doc) override { add(name, "float", value, doc); }
   void operator()(const char* name, std::string& value, const char* doc) override { add(name, "str", value, doc); }
+  void operator()(const char* name, std::optional<bool>& value, const char* doc) override {
+    add(name, "bool | null", value ? json(*value) : json(), doc);
+  }
   void operator()(const char* name, std::optional<double>& value, const char* doc) override {
     add(name, "float | null", value ? json(*value) : json(), doc);
   }
@@ -158,16 +170,10 @@ void check_ports(const Info& info, const Context& context) {
     if (!known(outputs, name))
       fail(info.id, outputs.empty() ? "no outputs beside the main one" : "outputs among " + quoted_list(outputs),
            "'" + name + "'" + suggestion(name, outputs));
-}
-
-/// Lengths count the tokens of each row; a host reads them as it likes.
-void check_lengths(const Info& info, const at::Tensor& x, const Context& context) {
-  const at::Tensor lengths = context.input("lengths");
-  if (!lengths.defined()) return;
-  if (!c10::isIntegralType(lengths.scalar_type(), false) || lengths.dim() != 1)
-    fail(info.id, "lengths (B), integer", describe(lengths));
-  if (lengths.sym_size(0) != x.sym_size(0))
-    fail(info.id, "lengths of the " + describe(x.sym_size(0)) + " rows of x", describe(lengths));
+  const auto length = context.inputs.find("lengths");
+  if (length != context.inputs.end() && length->second.defined())
+    require(c10::isIntegralType(length->second.scalar_type(), false) && length->second.dim() == 1, info.id.c_str(),
+            "lengths (B), integer", describe(length->second));
 }
 
 void check_weights(const Info& info, const std::vector<WeightDeclaration>& declared, at::TensorList weights) {
@@ -246,7 +252,6 @@ void check_call(const Info& info, int64_t width, const std::vector<WeightDeclara
   check_weights(info, declared, weights);
   if (info.role == Role::host) return;
   check_tokens(info, width, x);
-  check_lengths(info, x, context);
   check_layout(info, x, context);
 }
 

@@ -1,0 +1,82 @@
+#include "regard/models/vit_pool.h"
+
+#include "regard/nn/dropout.h"
+#include "regard/ops/attention.h"
+
+namespace regard {
+namespace {
+
+/// (B, N, D) -> (B, H, N, D / H).
+at::Tensor heads(const at::Tensor& x, int64_t count) { return x.unflatten(-1, {count, -1}).transpose(1, 2); }
+
+at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Context& context) {
+  AttentionArguments arguments;
+  arguments.path = context.path;
+  return attention(q, k, v, std::string("{}"), arguments).o.transpose(1, 2).flatten(2);
+}
+
+at::Tensor map_pool(const ViT::Config& config, const Weights& w, const at::Tensor& x, Context& context) {
+  const at::Tensor latent = w["latent"].expand_symint({x.sym_size(0), 1, config.embed_dim});
+  const at::Tensor q = heads(w.linear(latent, "q"), config.num_heads);
+  const auto kv = w.linear(x, "kv").chunk(2, -1);
+  at::Tensor z = attend(q, heads(kv[0], config.num_heads), heads(kv[1], config.num_heads), context);
+  z = w.linear(z, "proj");
+  z = z + vit_mlp(w.under("mlp."), w.layer_norm(z, "norm", vit_epsilon), 0, context);
+  return z.select(1, 0);
+}
+
+at::Tensor prr_pool(const ViT::Config& config, const at::Tensor& x, Context& context) {
+  const at::Tensor split = heads(x, config.num_heads);
+  const at::Tensor refined = attend(split, split, split, context);
+  return config.class_token ? refined.select(1, 0) : refined.mean(1);
+}
+
+at::Tensor registered_pool(const ViT::Config& config, const Weights& w, const at::Tensor& x, int64_t prefix,
+                           Context& context) {
+  const auto pool = config.pool_instance();
+  const Info& info = pool->info();
+  Context inner = inner_context(info, "pool", context);
+  const bool whole = info.needs_prefix || config.pool_include_prefix;
+  if (info.needs_prefix) inner.prefix = prefix;
+  if (info.needs_grid || !whole) inner.grid = context.grid;
+  const bool attn = context.wants("pool_attn");
+  if (attn) inner.wanted = {"attn"};
+  const at::Tensor tokens = whole ? x : x.slice_symint(1, prefix);
+  at::Tensor pooled = pool->forward(w.under("pool.").list(), tokens, inner);
+  if (attn) context.output("pool_attn", inner.outputs["attn"]);
+  return pooled;
+}
+
+}  // namespace
+
+Context inner_context(const Info& info, const std::string& name, Context& context) {
+  Context inner;
+  inner.training = context.training;
+  inner.path = context.path;
+  if (context.training) inner.seed = context.stream(name);
+  for (const auto& port : info.inputs)
+    if (const at::Tensor given = context.input(port.name); given.defined()) inner.inputs[port.name] = given;
+  return inner;
+}
+
+at::Tensor vit_mlp(const Weights& w, const at::Tensor& x, double p, Context& context) {
+  at::Tensor hidden = dropout(at::gelu(w.linear(x, "fc1")), p, context);
+  if (w.has("norm.weight")) hidden = w.layer_norm(hidden, "norm", vit_epsilon);
+  return dropout(w.linear(hidden, "fc2"), p, context);
+}
+
+at::Tensor vit_pool(const ViT::Config& config, const Weights& weights, const at::Tensor& x, int64_t prefix,
+                    Context& context) {
+  if (!config.pool.empty()) return registered_pool(config, weights, x, prefix, context);
+  const std::string& kind = config.global_pool;
+  if (kind == "" || kind == "none") return x;
+  if (kind == "token") return x.select(1, 0);
+  if (kind == "prr") return prr_pool(config, x, context);
+  const at::Tensor tokens = config.pool_include_prefix ? x : x.slice_symint(1, prefix);
+  if (kind == "map") return map_pool(config, weights.under("attn_pool."), tokens, context);
+  if (kind == "avg") return tokens.mean(1);
+  if (kind == "max") return tokens.amax(1);
+  return (tokens.amax(1) + tokens.mean(1)) * 0.5;
+}
+
+}  // namespace regard

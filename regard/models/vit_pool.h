@@ -1,0 +1,23 @@
+#pragma once
+
+#include "regard/models/vit.h"
+
+namespace regard {
+
+/// One row for the image from the tokens x (B, P + N, D), by config.pool or config.global_pool:
+///
+///     token x_0;  avg, max over patches;  avgmax (avg + max) / 2;  '' the tokens themselves
+///     map  z = proj(softmax(q(latent) k(x)^T / sqrt(Dh)) v(x)),  z + mlp(norm z)
+///     prr  row 0 (the mean without class token) of softmax(x x^T / sqrt(Dh)) x, per head
+///
+/// Prefix tokens are left out of avg, max, avgmax, map and registered pools unless pool_include_prefix.
+at::Tensor vit_pool(const ViT::Config& config, const Weights& weights, const at::Tensor& x, int64_t prefix,
+                    Context& context);
+
+/// fc2(drop(norm(drop(gelu(fc1 x))))) under `weights` (fc1, norm if declared, fc2); p the dropout rate in training.
+at::Tensor vit_mlp(const Weights& weights, const at::Tensor& x, double p, Context& context);
+
+/// The context of a mechanism inside the host: same path, mode and named inputs (those its Info lists), a seed of its own.
+Context inner_context(const Info& info, const std::string& name, Context& context);
+
+}  // namespace regard
