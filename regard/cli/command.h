@@ -1,0 +1,30 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+// CLI11 stays in the sources.
+namespace CLI {
+class App;
+}
+
+namespace regard::commands {
+
+/// Each command adds itself to the program: its options, its help, and what it does when chosen. What it does sets
+/// `status`; regard::Error and CLI::Error thrown by it become one line on stderr and status 2.
+void add_list(CLI::App& program, int& status);
+void add_check(CLI::App& program, int& status);
+void add_arena(CLI::App& program, int& status);
+void add_explain(CLI::App& program, int& status);
+void add_version(CLI::App& program, int& status);
+
+/// Writes `text` to FILE, or to standard output for "-".
+void write_output(const std::string& file, const std::string& text);
+
+/// The folder that keeps reports of `regard check` for `regard list`: $XDG_CACHE_HOME/regard/check, or under ~/.cache.
+std::string reports_folder();
+
+/// Rows as aligned columns, a rule under the first; all to the left.
+std::string columns(const std::vector<std::vector<std::string>>& rows);
+
+}  // namespace regard::commands

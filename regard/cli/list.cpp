@@ -1,0 +1,83 @@
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "regard/arena/run_folder.h"
+#include "regard/cli/command.h"
+#include "regard/nn/mechanism.h"
+
+namespace regard::commands {
+namespace {
+
+using nlohmann::json;
+
+/// The report that `regard check` left for this mechanism; null when there is none.
+json report_of(const std::string& id) {
+  const auto path = std::filesystem::path(reports_folder()) / (id + ".json");
+  std::error_code error;
+  if (!std::filesystem::exists(path, error)) return nullptr;
+  const json report = json::parse(arena::read_file(path.string()), nullptr, /*allow_exceptions=*/false);
+  return report.is_object() ? report : json(nullptr);
+}
+
+/// "6 pass", "5 pass, 1 fail", "" when not checked.
+std::string verdict(const json& report) {
+  if (!report.is_object() || !report.contains("theorems")) return "";
+  int pass = 0, failed = 0;
+  for (const auto& theorem : report["theorems"]) {
+    const std::string outcome = theorem.value("outcome", "");
+    pass += outcome == "pass";
+    failed += outcome == "fail";
+  }
+  return failed ? fmt::format("{} pass, {} fail", pass, failed) : fmt::format("{} pass", pass);
+}
+
+std::string traits(const json& mechanism) {
+  std::string text;
+  const auto add = [&](bool has, const char* word) {
+    if (has) text += (text.empty() ? "" : ", ") + std::string(word);
+  };
+  add(mechanism.value("needs_grid", false), "needs a grid");
+  add(!mechanism.value("takes_prefix", true), "no prefix tokens");
+  add(mechanism.value("needs_prefix", false), "needs a class token");
+  add(mechanism.value("couples_batch", false), "couples the batch");
+  return text;
+}
+
+void list(const std::string& role, const std::string& file) {
+  json all = json::parse(registry_json()), shown = json::array();
+  for (auto& mechanism : all) {
+    if (!role.empty() && mechanism["role"] != role) continue;
+    mechanism["check"] = report_of(mechanism["id"]);
+    shown.push_back(mechanism);
+  }
+  if (!file.empty()) return write_output(file, shown.dump(2));
+  std::vector<std::vector<std::string>> rows = {{"id", "role", "family", "checked", "title", "notes"}};
+  for (const auto& mechanism : shown)
+    rows.push_back({mechanism["id"], mechanism["role"], mechanism["family"], verdict(mechanism["check"]),
+                    mechanism["title"], traits(mechanism)});
+  fmt::print("{}", columns(rows));
+  fmt::print("\n{} mechanisms. 'checked' is the last `regard check ID` on this machine.\n", rows.size() - 1);
+}
+
+struct Options {
+  std::string role, json;
+};
+
+}  // namespace
+
+void add_list(CLI::App& program, int&) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = program.add_subcommand("list", "List the registered mechanisms");
+  command->add_option("--role", options->role, "Only mixers, pools or hosts")
+      ->type_name("ROLE")
+      ->check(CLI::IsMember({"mixer", "pool", "host"}));
+  command->add_option("--json", options->json, "Write everything known about them as JSON ('-': standard output)")
+      ->type_name("FILE");
+  command->footer("Examples:\n  regard list --role pool\n  regard list --json - | python3 -m json.tool");
+  command->callback([options] { list(options->role, options->json); });
+}
+
+}  // namespace regard::commands
