@@ -79,6 +79,9 @@ TORCH_LIBRARY_FRAGMENT(regard, library) {
   library.def("load_plugin(str library) -> ()", guarded<&load_plugin_op>);
 }
 
+// vmap asks for a rule even of a composite op: run it, and let the ops inside be batched.
+TORCH_LIBRARY_IMPL(regard, FuncTorchBatchedDecomposition, library) { library.impl("mechanism", guarded<&mechanism_op>); }
+
 }  // namespace
 
 std::vector<at::Tensor> run(const Instance& instance, at::TensorList weights, const at::Tensor& x,

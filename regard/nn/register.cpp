@@ -170,10 +170,16 @@ void check_ports(const Info& info, const Context& context) {
     if (!known(outputs, name))
       fail(info.id, outputs.empty() ? "no outputs beside the main one" : "outputs among " + quoted_list(outputs),
            "'" + name + "'" + suggestion(name, outputs));
-  const auto length = context.inputs.find("lengths");
-  if (length != context.inputs.end() && length->second.defined())
-    require(c10::isIntegralType(length->second.scalar_type(), false) && length->second.dim() == 1, info.id.c_str(),
-            "lengths (B), integer", describe(length->second));
+}
+
+/// Lengths count the tokens of each row; a host reads them as it likes.
+void check_lengths(const Info& info, const at::Tensor& x, const Context& context) {
+  const at::Tensor lengths = context.input("lengths");
+  if (!lengths.defined()) return;
+  if (!c10::isIntegralType(lengths.scalar_type(), false) || lengths.dim() != 1)
+    fail(info.id, "lengths (B), integer", describe(lengths));
+  if (lengths.sym_size(0) != x.sym_size(0))
+    fail(info.id, "lengths of the " + describe(x.sym_size(0)) + " rows of x", describe(lengths));
 }
 
 void check_weights(const Info& info, const std::vector<WeightDeclaration>& declared, at::TensorList weights) {
@@ -252,6 +258,7 @@ void check_call(const Info& info, int64_t width, const std::vector<WeightDeclara
   check_weights(info, declared, weights);
   if (info.role == Role::host) return;
   check_tokens(info, width, x);
+  check_lengths(info, x, context);
   check_layout(info, x, context);
 }
 

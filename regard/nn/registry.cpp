@@ -117,7 +117,7 @@ json describe(const Mechanism& mechanism) {
           {"golden", {{"config", to_json(golden.config)},
                       {"fixed", golden.fixed.empty() ? json::object() : json::parse(golden.fixed)},
                       {"inputs", to_json(golden.inputs)}, {"outputs", to_json(golden.outputs)},
-                      {"weights", to_json(golden.weights)}}}};
+                      {"weights", to_json(golden.weights)}, {"excuse", golden.excuse}}}};
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ namespace regard {
 ///
 /// Normalizers: softmax (with `sinks` learned logits a head that take weight and bring no value); softmax1, 1 added to
 /// the sum; sigmoid, of s - log(N) unless sigmoid_bias is given; relu, divided by N; none, p = s. `divisor` changes
-/// what relu and none divide by.
+/// what relu and none divide by. N is the number of keys, the row's own where lengths are given, hidden ones included.
 /// Who sees whom: causal (j <= i), window_left, window_right (i - left <= j <= i + right), where i is counted so that
 /// the last query lies on the last key (alignment "bottom_right") or the first on the first ("top_left").
 /// Inputs that hide: `hidden`, `key_hidden` (boolean, true = NOT attended, as torch.nn.MultiheadAttention), `lengths`,

@@ -43,7 +43,7 @@ class Builder {
 
   void hide(const Expr& keep) { keep_ = keep_.defined() ? keep_ & keep : keep; }
 
-  Expr score() {
+  Expr score(const at::Tensor& key_lengths) {
     Expr s = scale() * dot();
     if (config_.softcap > 0) s = Expr(config_.softcap) * tanh(s / Expr(config_.softcap));
     const at::Tensor bias = context_.input("bias");
@@ -58,9 +58,12 @@ class Builder {
       const at::Tensor used = slopes.defined() ? slopes : alibi_slopes(config_.heads, q_.options());
       s = s - hold("slopes", Type::real, used, {head()}) * cast(abs(query() - key()), Type::real);
     }
-    if (config_.normalizer == "sigmoid")
-      s = s + (config_.sigmoid_bias ? Expr(*config_.sigmoid_bias) : -log(cast(keys(), Type::real)));
-    if (config_.divisor == "sqrt_keys") s = s / sqrt(cast(keys(), Type::real));
+    const Expr count = number_of_keys(key_lengths);
+    if (config_.normalizer == "sigmoid") s = s + (config_.sigmoid_bias ? Expr(*config_.sigmoid_bias) : -log(count));
+    // relu(s) / n = relu(s / n)
+    const bool per_key = config_.divisor == "keys" || (config_.divisor == "auto" && config_.normalizer == "relu");
+    if (per_key) s = s / count;
+    if (config_.divisor == "sqrt_keys") s = s / sqrt(count);
     return s;
   }
 
@@ -90,6 +93,13 @@ class Builder {
   }
 
  private:
+  /// N, or the row's own length: padding does not count.
+  Expr number_of_keys(const at::Tensor& lengths) {
+    if (!lengths.defined()) return cast(keys(), Type::real);
+    const Expr length = hold("lengths", Type::integer, lengths, {batch()});
+    return cast(max(min(length, keys()), Expr(1)), Type::real);
+  }
+
   void hide_other_segments() {
     const at::Tensor segments = context_.input("segments"), of_memory = context_.input("memory_segments");
     if (!segments.defined() && !of_memory.defined()) return;
@@ -120,15 +130,12 @@ class Builder {
 
 Normalizer normalizer_of(const Config& config) {
   using Kind = Normalizer::Kind;
-  using Divisor = Normalizer::Divisor;
   Normalizer normalizer;
   normalizer.sinks = config.sinks > 0 || config.normalizer == "softmax1";
   if (config.normalizer == "sigmoid") normalizer.kind = Kind::sigmoid;
   if (config.normalizer == "relu") normalizer.kind = Kind::relu;
   if (config.normalizer == "none") normalizer.kind = Kind::identity;
-  const bool keys = config.divisor == "keys" || (config.divisor == "auto" && config.normalizer == "relu");
-  if (keys) normalizer.divisor = Divisor::keys;
-  if (config.divisor == "visible") normalizer.divisor = Divisor::kept;
+  if (config.divisor == "visible") normalizer.divisor = Normalizer::Divisor::kept;
   return normalizer;
 }
 
@@ -139,7 +146,7 @@ PreparedAttention prepare(const Config& config, const Weights& weights, const Co
   PreparedAttention prepared;
   Builder builder(config, context, q, k);
   AttentionSpec& spec = prepared.spec;
-  spec.score = builder.score();
+  spec.score = builder.score(visibility.key_lengths);
   spec.keep = builder.keep(visibility);
   spec.normalizer = normalizer_of(config);
   spec.scale = config.scale;
