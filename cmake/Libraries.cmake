@@ -43,7 +43,7 @@ endif()
 
 # ---- regard: everything on LibTorch ------------------------------------------------------------
 # Two precompiled headers: ATen alone for most sources; all of torch for the few that own modules
-# and optimizers, which are those in arena/ and those named *_module.cpp.
+# and optimizers, which are those in arena/ and those named module.cpp or *_module.cpp.
 regard_glob(REGARD_SOURCES ops nn models scale serve insight check arena cli)
 list(REMOVE_ITEM REGARD_SOURCES "${PROJECT_SOURCE_DIR}/regard/cli/main.cpp")
 set(REGARD_MODULE_SOURCES ${REGARD_SOURCES})
