@@ -3,6 +3,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <memory>
 
 #include "regard/algebra/derivative.h"
 #include "regard/algebra/evaluate.h"
@@ -36,6 +37,7 @@ class Solver {
     keep = spec.keep.defined() ? spec.keep : Expr(true);
     counted = spec.counted.defined() ? spec.counted : keep;
     score = spec.score.defined() ? spec.score : scale() * dot();
+    values = std::make_unique<Evaluator>(std::vector<Expr>{keep, counted, weight, score});
     leaves.dot = [this](const Node& node, const Pair& pair) { return dot_value(node, pair); };
     leaves.capture = [this](const std::string& name, const std::vector<int64_t>& index) {
       return x.captures.at(name).values.at(index);
@@ -44,17 +46,17 @@ class Solver {
     solution.lse = filled({x.B, x.H, x.M});
   }
 
-  Row row(int64_t b, int64_t h, int64_t i) const {
+  Row row(int64_t b, int64_t h, int64_t i) {
     Row r;
     std::vector<double> scores(static_cast<size_t>(x.N));
     double top = -std::numeric_limits<double>::infinity();
     for (int64_t j = 0; j < x.N; ++j) {
       const Pair pair = at(b, h, i, j);
-      r.keep.push_back(evaluate(keep, pair, leaves) != 0);
-      r.counted.push_back(evaluate(counted, pair, leaves) != 0);
-      r.w.push_back(r.keep.back() ? evaluate(weight, pair, leaves) : 0);
+      r.keep.push_back((*values)(pair, leaves, 0) != 0);
+      r.counted.push_back((*values)(pair, leaves, 1) != 0);
+      r.w.push_back(r.keep.back() ? (*values)(pair, leaves, 2) : 0);
       const bool live = r.keep.back() || r.counted.back();
-      scores[static_cast<size_t>(j)] = live ? evaluate(score, pair, leaves) : 0;
+      scores[static_cast<size_t>(j)] = live ? (*values)(pair, leaves, 3) : 0;
       if (r.counted.back()) top = std::max(top, scores[static_cast<size_t>(j)]);
     }
     const int64_t sinks = x.sinks.sizes.empty() ? 0 : x.sinks.sizes[1];
@@ -87,7 +89,10 @@ class Solver {
     allocate_gradients();
     std::vector<Expr> wanted = dots_of({score, weight});
     for (const Expr& read : real_captures_of({score, weight})) wanted.push_back(read);
-    const std::vector<Expr> of_score = gradient(score, wanted), of_weight = gradient(weight, wanted);
+    std::vector<Expr> slopes = gradient(score, wanted);
+    for (const Expr& slope : gradient(weight, wanted)) slopes.push_back(slope);
+    Evaluator slope_values(slopes);
+    for (const Expr& leaf : wanted) indices.emplace_back(leaf.node().args);
     each_row([&](int64_t b, int64_t h, int64_t i) {
       const Row r = row(b, h, i);
       double delta = -x.grad_lse.at({b, h, i});
@@ -110,9 +115,9 @@ class Solver {
         const double dw = r.keep[n] ? r.p[n] * dp : 0;
         const Pair pair = at(b, h, i, j);
         for (size_t l = 0; l < wanted.size(); ++l) {
-          double slope = ds * evaluate(of_score[l], pair, leaves);
-          if (r.keep[n]) slope += dw * evaluate(of_weight[l], pair, leaves);
-          add_leaf(wanted[l], pair, slope);
+          double slope = ds * slope_values(pair, leaves, l);
+          if (r.keep[n]) slope += dw * slope_values(pair, leaves, wanted.size() + l);
+          add_leaf(wanted[l], l, pair, slope);
         }
       }
     });
@@ -163,7 +168,7 @@ class Solver {
     return sum;
   }
 
-  void add_leaf(const Expr& leaf, const Pair& p, double slope) {
+  void add_leaf(const Expr& leaf, size_t number, const Pair& p, double slope) {
     const Node& node = leaf.node();
     if (node.op == Op::dot) {
       const Operands o = operands_of(node, p.head);
@@ -176,7 +181,7 @@ class Solver {
       return;
     }
     std::vector<int64_t> index;
-    for (const Expr& e : node.args) index.push_back(static_cast<int64_t>(evaluate(e, p, leaves)));
+    for (size_t k = 0; k < node.args.size(); ++k) index.push_back(static_cast<int64_t>(indices[number](p, leaves, k)));
     solution.captures.at(node.name).at(index) += slope;
   }
 
@@ -205,6 +210,8 @@ class Solver {
   AttentionSpec spec;
   Expr score, keep, counted, weight;
   LeafValues leaves;
+  std::unique_ptr<Evaluator> values;   // keep, counted, weight, score
+  std::vector<Evaluator> indices;      // of each wanted leaf
 };
 
 }  // namespace
