@@ -13,7 +13,7 @@ namespace regard {
 ///
 /// report: {"id", "passed", "seed", "calls", "paths", "refused_calls", "theorems": [{"theorem", "statement", "outcome":
 /// "pass" | "fail" | "not applicable", "reason", "error", "tolerance", "exact", "paths", "cases", "claims", "failures",
-/// "notes", "counterexample": {"claim", "config", "inputs", "path", "index", "error", "expected", "found"}}]}.
+/// "failed_claims": {claim: times}, "notes", "counterexample": {"claim", "config", "inputs", "path", "index", "error", "expected", "found"}}]}.
 /// An error is relative to the largest magnitude of the tensor compared; one that is not finite is the text "infinite".
 ///
 /// Throws regard::Error for an unknown id (with the nearest name), theorem or option.

@@ -26,6 +26,7 @@ bool Findings::record(const std::string& what, const Difference& difference, boo
   ++claims_;
   if (holds) return true;
   ++failures_;
+  ++failed_claims_[what];
   const int64_t size = case_ ? case_->x.numel() : 0;
   if (counterexample_ && counterexample_->size <= size) return false;
   counterexample_ = Counterexample{what,

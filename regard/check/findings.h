@@ -49,6 +49,8 @@ class Findings {
   int64_t failures() const { return failures_; }
   const std::vector<std::string>& notes() const { return notes_; }
   const std::vector<std::string>& paths() const { return paths_; }
+  /// How often each claim failed.
+  const std::map<std::string, int64_t>& failed_claims() const { return failed_claims_; }
   const std::optional<Counterexample>& counterexample() const { return counterexample_; }
 
  private:
@@ -61,6 +63,7 @@ class Findings {
   const Case* case_ = nullptr;
   std::string path_;
   std::vector<std::string> notes_, paths_;
+  std::map<std::string, int64_t> failed_claims_;
   std::optional<Counterexample> counterexample_;
 };
 

@@ -41,6 +41,7 @@ Json entry(const Theorem& theorem, const Findings& findings) {
                {"cases", findings.cases()},
                {"claims", findings.claims()},
                {"failures", findings.failures()},
+               {"failed_claims", findings.failed_claims()},
                {"notes", findings.notes()},
                {"counterexample", nullptr}};
   if (findings.failed()) json["counterexample"] = counterexample_json(*findings.counterexample());
@@ -52,7 +53,7 @@ namespace {
 Json bare_entry(const std::string& theorem, const std::string& statement, const char* outcome, const std::string& reason) {
   return {{"theorem", theorem}, {"statement", statement}, {"outcome", outcome}, {"reason", reason},
           {"error", 0.0},       {"tolerance", 0.0},       {"exact", true},      {"paths", Json::array()},
-          {"cases", 0},         {"claims", 0},            {"failures", 0},      {"notes", Json::array()},
+          {"cases", 0},         {"claims", 0},            {"failures", 0},      {"failed_claims", Json::object()}, {"notes", Json::array()},
           {"counterexample", nullptr}};
 }
 
