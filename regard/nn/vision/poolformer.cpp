@@ -9,11 +9,13 @@ namespace {
 /// The mean over each window of a map (B, C, grid...); `count_padding` divides by the whole window at the border too.
 at::Tensor window_mean(const at::Tensor& map, int64_t size, bool count_padding) {
   const int64_t pad = size / 2;
-  switch (map.dim()) {
-    case 3: return at::avg_pool1d(map, size, 1, pad, /*ceil_mode=*/false, count_padding);
-    case 4: return at::avg_pool2d(map, {size, size}, 1, pad, /*ceil_mode=*/false, count_padding);
-    default: return at::avg_pool3d(map, {size, size, size}, 1, pad, /*ceil_mode=*/false, count_padding);
-  }
+  if (map.dim() == 3) return at::avg_pool1d(map, size, 1, pad, /*ceil_mode=*/false, count_padding);
+  if (map.dim() == 4) return at::avg_pool2d(map, {size, size}, 1, pad, /*ceil_mode=*/false, count_padding);
+  // A box is a rectangle in space times a line in time, at borders too. (avg_pool3d refuses maps below its window.)
+  const at::Tensor space =
+      at::avg_pool2d(map.flatten(1, 2), {size, size}, 1, pad, /*ceil_mode=*/false, count_padding).reshape_symint(map.sym_sizes());
+  return at::avg_pool2d(space.flatten(3), {size, 1}, 1, {pad, 0}, /*ceil_mode=*/false, count_padding)
+      .reshape_symint(map.sym_sizes());
 }
 
 /// The same over the window that ends at each position of a sequence (B, C, N), zeros before its start counted.
