@@ -108,8 +108,15 @@ at::Tensor Evaluation::arithmetic(const Node& node, const std::vector<at::Tensor
     case Op::sub: return at::sub(x(), y());
     case Op::mul: return at::mul(x(), y());
     case Op::div: return at::div(x(), y());
-    case Op::floor_div: return at::div(x(), y(), "floor");
-    case Op::mod: return at::remainder(x(), y());
+    case Op::floor_div:
+    case Op::mod: {
+      const bool divides = node.op == Op::floor_div;
+      const auto quotient = [&](const at::Tensor& by) { return divides ? at::div(x(), by, "floor") : at::remainder(x(), by); };
+      if (node.type != Type::integer || node.args[1].op() == Op::constant) return quotient(y());
+      // An integer divided by a run-time 0 is 0 everywhere: masked pairs often hold one.
+      const at::Tensor none = y().eq(0);
+      return quotient(y().masked_fill(none, 1)).masked_fill(none, 0);
+    }
     case Op::neg: return at::neg(x());
     case Op::min: return at::minimum(x(), y());
     case Op::max: return at::maximum(x(), y());
