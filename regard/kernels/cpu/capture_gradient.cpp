@@ -75,6 +75,7 @@ GradientSchedule::GradientSchedule(const Plan<T>& plan, const std::vector<Deriva
     groups_ /= std::max<int64_t>(batches_, 1);
   }
   units_ = groups_;
+  serial_ = buffer_bytes > kBufferBytes;
   if (buffer_bytes > 0) {
     units_ = std::min({groups_, kMostUnits, std::max<int64_t>(kBufferBytes / buffer_bytes, 1)});
   }

@@ -41,7 +41,7 @@ class GradientSchedule {
   const std::vector<WantedCapture>& wanted() const { return wanted_; }
   int64_t waves() const { return waves_; }          ///< done one after another
   int64_t units() const { return units_; }          ///< of a wave, in parallel; each has its own buffers
-  bool buffered(size_t capture) const { return !wanted_[capture].owner.query; }
+  bool buffered(size_t capture) const { return !serial_ && !wanted_[capture].owner.query; }
 
   /// Calls body(batch, head, tile) for the tasks of one unit, in order.
   template <class Body>
@@ -60,6 +60,7 @@ class GradientSchedule {
  private:
   std::vector<WantedCapture> wanted_;
   bool merge_batches_ = false, merge_heads_ = false;
+  bool serial_ = false;
   int64_t batches_ = 0, heads_ = 0, tiles_ = 0;
   int64_t groups_ = 0, units_ = 0, waves_ = 1;
 };

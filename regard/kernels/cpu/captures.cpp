@@ -12,6 +12,11 @@ namespace {
 constexpr int64_t kRangeElements = 4096;  // a scan this long costs less than the tile that it may spare
 constexpr int64_t kProofs = 1024;         // (batch, head) pairs over which a proof is worth trying
 
+Type type_of(Element element) {
+  if (element == Element::boolean) return Type::boolean;
+  return element == Element::int32 || element == Element::int64 ? Type::integer : Type::real;
+}
+
 double element_at(const Capture& capture, int64_t offset) {
   switch (capture.element) {
     case Element::boolean: return static_cast<const uint8_t*>(capture.data)[offset] != 0;
@@ -77,9 +82,10 @@ Reading bind_read(const Expr& expr, const Capture& capture, const PairSpace& spa
     fail("attention", "captured tensor '" + capture.name + "' of " + std::to_string(indices.size()) + " dimensions",
          std::to_string(capture.sizes.size()));
   }
-  const bool real = capture.element == Element::float32 || capture.element == Element::float64;
-  if (real && expr.type() != Type::real) {
-    fail("attention", "captured tensor '" + capture.name + "' of type " + name_of(expr.type()), "floating point");
+  // A narrower type may stand for a wider one, as in arithmetic.
+  if (type_of(capture.element) > expr.type()) {
+    fail("attention", "captured tensor '" + capture.name + "' of type " + name_of(expr.type()),
+         name_of(type_of(capture.element)));
   }
   Reading reading;
   reading.data = capture.data;

@@ -36,9 +36,6 @@ struct DotOperand {
   SideArray<T> q, k;
 };
 
-/// Which tiles (lanes x steps of one batch and head) hold pairs.
-enum class TileKind : uint8_t { skipped, masked, open };
-
 /// What forward and backward derive from a call before any pair is computed.
 template <class T>
 struct Plan {
@@ -58,21 +55,5 @@ struct BoundPrograms {
 };
 template <class T>
 BoundPrograms bind_programs(const Plan<T>& plan, Side lanes, bool backward);
-
-/// Kinds of all tiles, by interval analysis of keep and counted; kept once for all batches (heads) when they do not
-/// matter. Tiles are kLanes of the side `lanes` by kSteps of the other.
-class TileMap {
- public:
-  TileMap(const PairExpressions& pairs, const PairSpace& space, const std::vector<Capture>& captures, Side lanes);
-  TileKind at(int64_t batch, int64_t head, int64_t lane_tile, int64_t step_block) const;
-  int64_t lane_tiles() const { return lane_tiles_; }
-  int64_t step_blocks() const { return step_blocks_; }
-
- private:
-  int64_t lane_tiles_ = 0, step_blocks_ = 0;
-  bool by_batch_ = false, by_head_ = false;
-  int64_t heads_ = 1;
-  std::vector<TileKind> kinds_;    ///< [batch][head][lane tile][step block], empty when every tile is open
-};
 
 }  // namespace regard::kernels

@@ -56,8 +56,10 @@ std::shared_ptr<const Programs> compile_both(const PairExpressions& pairs, Side 
 
 PairExpressions expressions_of(const AttentionSpec& spec) {
   PairExpressions pairs{spec.score, spec.keep, spec.counted, spec.weight};
-  if (!pairs.score.defined()) pairs.score = scale() * dot();
-  if (!pairs.keep.defined()) pairs.keep = Expr(true);
+  // One node a default, so that the cache finds it again.
+  static const Expr default_score = scale() * dot(), every_pair = Expr(true);
+  if (!pairs.score.defined()) pairs.score = default_score;
+  if (!pairs.keep.defined()) pairs.keep = every_pair;
   if (!pairs.counted.defined() || same(pairs.counted, pairs.keep)) pairs.counted = pairs.keep;
   if (pairs.weight.defined() && pairs.weight.is_constant(1)) pairs.weight = Expr();
   return pairs;

@@ -52,11 +52,12 @@ void Tiles<T>::begin(int64_t batch_index, int64_t head_index, int64_t tile) {
 
 template <class T>
 bool Tiles<T>::enter(int64_t block) {
-  const TileKind kind = map_.at(batch, head, tile_, block);
-  if (kind == TileKind::skipped) return false;
-  first_step = block * kSteps;
-  steps = std::min(kSteps, (by_query_ ? plan_.space.keys : plan_.space.queries) - first_step);
-  program_ = kind == TileKind::open ? &open_ : &masked_;
+  const MappedTile mapped = map_.at(batch, head, tile_, block);
+  if (mapped.kind == TileKind::skipped) return false;
+  const int64_t length = by_query_ ? plan_.space.keys : plan_.space.queries;
+  first_step = block * kSteps + mapped.first_chunk * kChunk;
+  steps = std::min(block * kSteps + mapped.end_chunk * kChunk, length) - first_step;
+  program_ = mapped.kind == TileKind::open ? &open_ : &masked_;
   if (!program_->started()) program_->begin_lanes(batch, head, first_lane, count);
   program_->begin_steps(first_step, steps);
   for (size_t d = 0; d < scores_.size(); ++d) {

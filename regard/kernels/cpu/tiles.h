@@ -5,6 +5,7 @@
 #include "regard/kernels/cpu/arena.h"
 #include "regard/kernels/cpu/evaluator.h"
 #include "regard/kernels/cpu/plan.h"
+#include "regard/kernels/cpu/tile_map.h"
 
 namespace regard::kernels {
 
