@@ -7,6 +7,7 @@ AttentionMap, RowStatistics                the attention matrix, looked into wit
 Spec                                       attention as data: traced once, printed, stored, compared
 nn, models                                 every registered mechanism and model as a torch.nn.Module
 create, list_mechanisms, load_plugin       mechanisms by id
+load                                       a mechanism and its weights from the file that its save(path) wrote
 check                                      the theorems, run on a mechanism
 path_counts, reset_path_counts, strict     which path ran; fallbacks as errors
 expr                                       leaves beyond a function's arguments: dot, scale, keys, queries
@@ -24,12 +25,12 @@ from .attention import (AttentionOutput, attention, merge, path_counts, reset_pa
                         scaled_dot_product_attention, strict)
 from .attention_map import AttentionMap, RowStatistics
 from .errors import TraceError
-from .nn import create, list_mechanisms, load_plugin
+from .nn import create, list_mechanisms, load, load_plugin
 from .spec import Spec
 from .trace import PairOutput
 
 __all__ = ["AttentionMap", "AttentionOutput", "PairOutput", "RowStatistics", "Spec", "TraceError", "attention",
-           "check", "create", "expr", "list_mechanisms", "load_plugin", "merge", "models", "nn", "path_counts",
+           "check", "create", "expr", "list_mechanisms", "load", "load_plugin", "merge", "models", "nn", "path_counts",
            "reset_path_counts", "scaled_dot_product_attention", "strict"]
 
 __version__ = _torch.ops.regard.version()

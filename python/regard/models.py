@@ -15,16 +15,24 @@ import torch
 from . import nn
 from .errors import suggestion
 
-__all__ = ["preset", "presets"]
+__all__ = ["from_timm", "preset"]
 
 
-def presets() -> list[str]:
-    """The published sizes: vit_tiny, deit_base_distilled, ..."""
-    return list(torch.ops.regard.vit_presets())
+def from_timm(state_dict: dict[str, torch.Tensor], **config) -> nn.Mechanism:
+    """A ViT of the given configuration with the weights of timm's: ``from_timm(model.state_dict(), num_classes=10)``.
+
+    Position embeddings, the patch kernel and the input channels are resized to the configuration.
+    """
+    text = nn.config_json("vit", config)
+    names = list(state_dict)
+    return nn.own("vit", text, torch.ops.regard.fit_vit(text, [state_dict[name] for name in names], names))
 
 
 def preset(name: str, **config) -> nn.Mechanism:
-    """The ViT of a published size; further arguments replace fields of its configuration."""
+    """The ViT of a published size (vit_tiny, deit_base_distilled, ...); config replaces fields of its configuration.
+
+    An unknown name lists the sizes there are.
+    """
     return nn.create("vit", **{**json.loads(torch.ops.regard.vit_preset(name)), **config})
 
 

@@ -17,15 +17,19 @@ from . import _library  # noqa: F401  loads the library that holds the registry
 from .attention import _path
 from .errors import fail, suggestion
 
-__all__ = ["Mechanism", "create", "list_mechanisms", "load_plugin"]
+__all__ = ["Mechanism", "create", "list_mechanisms", "load", "load_plugin"]
 
 _SHAPES = {"mixer": "x (B, N, D) -> (B, N, D)", "pool": "x (B, N, D) -> (B, D)", "host": "a model of its own"}
 _classes: dict[str, type] = {}
 _known: dict[str, dict] = {}
 
 
-class _Container(torch.nn.Module):
+class Weights(torch.nn.Module):
     """Holds weights under a part of their dotted name; it is never called."""
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name} {tuple(tensor.shape)}"
+                         for name, tensor in (*self._parameters.items(), *self._buffers.items()))
 
     def forward(self, *_):
         raise RuntimeError("[regard] expected a call of the mechanism; found a call of a container of its weights")
@@ -45,15 +49,19 @@ class Mechanism(torch.nn.Module):
     def __init__(self, *, device=None, dtype=None, generator=None, **config):
         if not self.id:
             fail("Mechanism", "a mechanism: regard.nn.create(id) or regard.nn.<Name>", "the base class")
+        config = config_json(self.id, config)
+        device = torch.get_default_device() if device is None else torch.device(device)
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        self._adopt(config, torch.ops.regard.initialize(self.id, config, dtype, device, generator))
+
+    def _adopt(self, config: str, tensors: list[torch.Tensor]) -> None:
+        """Owns the given weights, in declared order."""
         super().__init__()
-        declared = json.loads(torch.ops.regard.declare(self.id, _json(self.id, config)))
+        declared = json.loads(torch.ops.regard.declare(self.id, config))
         self.config = declared["config"]
         self._config_json = json.dumps(self.config)
         self._alias = {w["name"]: w["alias"] for w in declared["weights"] if w["alias"]}
         self._names = [w["name"] for w in declared["weights"]]
-        device = torch.get_default_device() if device is None else torch.device(device)
-        dtype = torch.get_default_dtype() if dtype is None else dtype
-        tensors = torch.ops.regard.initialize(self.id, self._config_json, dtype, device, generator)
         for weight, tensor in zip(declared["weights"], tensors):
             self._place(weight, tensor)
 
@@ -63,7 +71,7 @@ class Mechanism(torch.nn.Module):
         owner = self
         for part in path:
             if part not in owner._modules:
-                owner.add_module(part, _Container())
+                owner.add_module(part, Weights())
             owner = owner._modules[part]
         if weight["alias"]:
             owner.register_parameter(leaf, self.get_parameter(weight["alias"]))
@@ -112,6 +120,10 @@ class Mechanism(torch.nn.Module):
             return results[0]
         return results[0], dict(zip(outputs, results[1:]))
 
+    def save(self, path) -> None:
+        """Writes the weights, the id and the configuration to one safetensors file, whole or not at all."""
+        torch.ops.regard.save_checkpoint(str(path), self.id, self._config_json, [t.detach() for t in self._weights()])
+
     def extra_repr(self) -> str:
         default = {field["name"]: field["default"] for field in self.info["config"]}
         return ", ".join(f"{name}={value!r}" for name, value in self.config.items() if value != default.get(name))
@@ -120,7 +132,8 @@ class Mechanism(torch.nn.Module):
 _CALL = ("grid", "prefix", "outputs", "path", "seed")
 
 
-def _json(id: str, config: dict) -> str:
+def config_json(id: str, config: dict) -> str:
+    """The configuration as the engine reads it."""
     try:
         return json.dumps(config, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -167,6 +180,20 @@ def list_mechanisms(role: str | None = None, family: str | None = None) -> list[
 def create(id: str, **config) -> Mechanism:
     """The mechanism `id` with the given configuration; also takes device, dtype and generator."""
     return class_of(id)(**config)
+
+
+def load(path, device=None, dtype=None) -> Mechanism:
+    """The mechanism that `Mechanism.save` wrote to a file, with its weights; device and dtype default to the file's."""
+    id, config, tensors = torch.ops.regard.load_checkpoint(str(path))
+    return own(id, config, tensors).to(device=device, dtype=dtype)
+
+
+def own(id: str, config: str, tensors: list[torch.Tensor]) -> Mechanism:
+    """A module around given weights, in declared order."""
+    kind = class_of(id)
+    module = kind.__new__(kind)
+    module._adopt(config, tensors)
+    return module
 
 
 def load_plugin(library: str) -> list[str]:

@@ -52,13 +52,13 @@ class Case:
             self.tensors["sinks"] = self.tensor(*rng.choice(((self.H,), (self.H, 2))))
 
     def random(self, *shape):
-        return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64)
 
     def tensor(self, *shape):
         """Random numbers (rounded to float32, so that both precisions see the same) in a random memory layout."""
         layout = self.rng.choice(("plain", "plain", "strided", "transposed", "broadcast"))
         shape = list(shape)
-        if layout == "strided":
+        if layout == "strided" and shape:
             base = self.random(*shape[:-1], 2 * shape[-1]).float().double()
             return base[..., ::2]
         if layout == "transposed" and len(shape) > 1:
