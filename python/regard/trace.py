@@ -10,7 +10,7 @@ from typing import Any, Callable, NamedTuple
 import torch
 from torch.overrides import TorchFunctionMode
 
-from . import functions as _functions  # gives Value its operators
+from . import functions, operators  # noqa: F401  operators gives Value Python's
 from .errors import TraceError, definition, fail, line_of, suggestion, trace_error
 from .expr import BOOL, FLOAT, INT, Graph, PartialIndex, Value, _active, cast
 
@@ -196,8 +196,8 @@ class _Dispatch(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if _functions.graph_of(args) is not None:
-            return _functions.dispatch(func, args, kwargs)
+        if functions.graph_of(args) is not None:
+            return functions.dispatch(func, args, kwargs)
         return func(*args, **kwargs)
 
 
