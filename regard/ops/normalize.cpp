@@ -141,7 +141,7 @@ NormalizedGradient normalize_backward(const Normalizer& normalizer, const Normal
       }
       NormalizedGradient out;
       out.scores = at::sub(own, shared);
-      if (result.sink_shares.defined()) out.sinks = at::neg(at::mul(result.sink_shares, row)).sum({0, 2});
+      if (result.sink_shares.defined()) out.sinks = at::neg(at::mul(result.sink_shares, row)).sum(at::IntArrayRef{0, 2});
       return out;
     }
     case Kind::sum: {
