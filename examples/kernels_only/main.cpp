@@ -41,7 +41,8 @@ std::vector<double> plain_row(const float* q, const float* k, const float* v, in
   for (int64_t j = 0; j <= i; ++j) {
     double dot = 0;
     for (int64_t d = 0; d < D; ++d) dot += static_cast<double>(q[i * D + d]) * k[j * D + d];
-    sum += p[static_cast<size_t>(j)] = std::exp(dot / std::sqrt(static_cast<double>(D)) - slope * static_cast<double>(i - j));
+    sum += p[static_cast<size_t>(j)] =
+        std::exp(dot / std::sqrt(static_cast<double>(D)) - slope * static_cast<double>(i - j));
   }
   for (int64_t j = 0; j <= i; ++j) {
     for (int64_t d = 0; d < D; ++d) o[static_cast<size_t>(d)] += p[static_cast<size_t>(j)] / sum * v[j * D + d];
@@ -84,13 +85,15 @@ int main() {
     const int64_t at = h * N * D;
     for (int64_t i = 0; i < N; ++i) {
       const std::vector<double> row = plain_row(&q[at], &k[at], &v[at], i, slopes[static_cast<size_t>(h)]);
-      for (int64_t d = 0; d < D; ++d) error = std::fmax(error, std::fabs(o[static_cast<size_t>(at + i * D + d)] - row[static_cast<size_t>(d)]));
+      for (int64_t d = 0; d < D; ++d)
+        error = std::fmax(error, std::fabs(o[static_cast<size_t>(at + i * D + d)] - row[static_cast<size_t>(d)]));
     }
   }
   const double pairs = B * H * N * (N + 1) / 2.0;
   std::printf("Regard %s, kernels alone\n\n%s\n\n", regard::version(), regard::to_string(spec).c_str());
   std::printf("  %-16s %s\n", "instruction set", regard::kernels::isa().c_str());
-  std::printf("  %-16s B %ld, H %ld, N %ld, D %ld\n", "shape", static_cast<long>(B), static_cast<long>(H), static_cast<long>(N), static_cast<long>(D));
+  std::printf("  %-16s B %ld, H %ld, N %ld, D %ld\n", "shape", static_cast<long>(B), static_cast<long>(H),
+              static_cast<long>(N), static_cast<long>(D));
   std::printf("  %-16s %.3f ms\n", "forward", elapsed * 1e3);
   std::printf("  %-16s %.1f GFLOP/s (existing pairs, one thread)\n", "speed", 4 * pairs * D / elapsed * 1e-9);
   std::printf("  %-16s %.1e (allowed %.0e)\n", "largest error", error, kTolerance);

@@ -6,7 +6,9 @@ namespace regard::kernels::testing {
 namespace {
 
 Expr real(const std::string& name, std::vector<Expr> index) { return capture(name, Type::real, std::move(index)); }
-Expr integer(const std::string& name, std::vector<Expr> index) { return capture(name, Type::integer, std::move(index)); }
+Expr integer(const std::string& name, std::vector<Expr> index) {
+  return capture(name, Type::integer, std::move(index));
+}
 
 void give(Problem& p, const std::string& name, std::vector<int64_t> sizes, std::mt19937& random) {
   p.captures[name] = {Type::real, random_normal(std::move(sizes), random)};
@@ -28,27 +30,67 @@ void give_operand(Problem& p, const std::string& name, int64_t heads, int64_t wi
 using Term = std::function<Expr(Problem&, std::mt19937&)>;
 const std::vector<std::pair<std::string, Term>>& score_terms() {
   static const std::vector<std::pair<std::string, Term>> terms{
-      {"alibi", [](Problem& p, std::mt19937& r) { give(p, "slopes", {p.H}, r);
-         return -real("slopes", {head()}) * abs(distance()) * 0.1; }},
-      {"scalar", [](Problem& p, std::mt19937& r) { give(p, "one", {1}, r); return real("one", {Expr(0)}) * distance() * 0.05; }},
-      {"query bias", [](Problem& p, std::mt19937& r) { give(p, "by_query", {p.B, p.M}, r);
-         return real("by_query", {batch(), row()}) * sigmoid(raw()); }},
-      {"key bias", [](Problem& p, std::mt19937& r) { give(p, "by_key", {p.B, p.H, p.N}, r); return real("by_key", {batch(), head(), column()}); }},
-      {"pair bias", [](Problem& p, std::mt19937& r) { give(p, "bias", {p.M, p.N}, r); return real("bias", {row(), column()}); }},
-      {"head bias", [](Problem& p, std::mt19937& r) { give(p, "head_bias", {p.H, p.M, p.N}, r); return real("head_bias", {head(), row(), column()}); }},
-      {"offsets", [](Problem& p, std::mt19937& r) { give(p, "table", {p.H, p.M + p.N}, r);
-         return real("table", {head(), row() - column() + keys()}); }},
-      {"blocks", [](Problem& p, std::mt19937& r) { give(p, "coarse", {p.M / 3 + 1, p.N / 5 + 1}, r);
-         return real("coarse", {floor_div(row(), 3), floor_div(column(), 5)}); }},
-      {"lookup", [](Problem& p, std::mt19937& r) { give_integers(p, "bucket", {p.M, p.N}, 0, 6, r); give(p, "values", {7, p.H}, r);
-         return real("values", {integer("bucket", {row(), column()}), head()}); }},
-      {"gates", [](Problem& p, std::mt19937& r) { give(p, "gate", {p.B, p.H, std::max(p.M, p.N)}, r);
-         return (real("gate", {batch(), head(), row()}) - real("gate", {batch(), head(), column()})) * 0.3; }},
-      {"smooth", [](Problem&, std::mt19937&) { return cos(distance() * 0.3) + sin(cast(key(), Type::real)) * tanh(raw()); }},
+      {"alibi",
+       [](Problem& p, std::mt19937& r) {
+         give(p, "slopes", {p.H}, r);
+         return -real("slopes", {head()}) * abs(distance()) * 0.1;
+       }},
+      {"scalar",
+       [](Problem& p, std::mt19937& r) {
+         give(p, "one", {1}, r);
+         return real("one", {Expr(0)}) * distance() * 0.05;
+       }},
+      {"query bias",
+       [](Problem& p, std::mt19937& r) {
+         give(p, "by_query", {p.B, p.M}, r);
+         return real("by_query", {batch(), row()}) * sigmoid(raw());
+       }},
+      {"key bias",
+       [](Problem& p, std::mt19937& r) {
+         give(p, "by_key", {p.B, p.H, p.N}, r);
+         return real("by_key", {batch(), head(), column()});
+       }},
+      {"pair bias",
+       [](Problem& p, std::mt19937& r) {
+         give(p, "bias", {p.M, p.N}, r);
+         return real("bias", {row(), column()});
+       }},
+      {"head bias",
+       [](Problem& p, std::mt19937& r) {
+         give(p, "head_bias", {p.H, p.M, p.N}, r);
+         return real("head_bias", {head(), row(), column()});
+       }},
+      {"offsets",
+       [](Problem& p, std::mt19937& r) {
+         give(p, "table", {p.H, p.M + p.N}, r);
+         return real("table", {head(), row() - column() + keys()});
+       }},
+      {"blocks",
+       [](Problem& p, std::mt19937& r) {
+         give(p, "coarse", {p.M / 3 + 1, p.N / 5 + 1}, r);
+         return real("coarse", {floor_div(row(), 3), floor_div(column(), 5)});
+       }},
+      {"lookup",
+       [](Problem& p, std::mt19937& r) {
+         give_integers(p, "bucket", {p.M, p.N}, 0, 6, r);
+         give(p, "values", {7, p.H}, r);
+         return real("values", {integer("bucket", {row(), column()}), head()});
+       }},
+      {"gates",
+       [](Problem& p, std::mt19937& r) {
+         give(p, "gate", {p.B, p.H, std::max(p.M, p.N)}, r);
+         return (real("gate", {batch(), head(), row()}) - real("gate", {batch(), head(), column()})) * 0.3;
+       }},
+      {"smooth",
+       [](Problem&, std::mt19937&) { return cos(distance() * 0.3) + sin(cast(key(), Type::real)) * tanh(raw()); }},
       {"clipped", [](Problem&, std::mt19937&) { return min(max(raw(), -0.5), 0.7) + abs(raw() + 0.1); }},
       {"roots", [](Problem&, std::mt19937&) { return sqrt(abs(raw()) + 0.5) + log(1.0 + exp(raw())); }},
-      {"modulo", [](Problem&, std::mt19937&) { return where((query() - key()) % 3 == 1, raw(), cast(floor_div(key(), 2) % 5, Type::real) * 0.1); }},
-      {"powers", [](Problem&, std::mt19937&) { return pow(abs(raw()) + 0.2, 1.5) / (1.0 + floor(abs(distance()) * 0.25)); }},
+      {"modulo",
+       [](Problem&, std::mt19937&) {
+         return where((query() - key()) % 3 == 1, raw(), cast(floor_div(key(), 2) % 5, Type::real) * 0.1);
+       }},
+      {"powers",
+       [](Problem&, std::mt19937&) { return pow(abs(raw()) + 0.2, 1.5) / (1.0 + floor(abs(distance()) * 0.25)); }},
   };
   return terms;
 }
@@ -57,24 +99,47 @@ const std::vector<std::pair<std::string, Term>>& mask_terms() {
   static const std::vector<std::pair<std::string, Term>> terms{
       {"causal", [](Problem&, std::mt19937&) { return masks::causal(); }},
       {"window", [](Problem&, std::mt19937&) { return masks::window(9, 4); }},
-      {"lengths", [](Problem& p, std::mt19937& r) { give_integers(p, "lengths", {p.B}, 0, static_cast<int>(p.N), r); return masks::lengths("lengths"); }},
-      {"documents", [](Problem& p, std::mt19937& r) { give_integers(p, "query_ids", {p.B, p.M}, 0, 2, r); give_integers(p, "key_ids", {p.B, p.N}, 0, 2, r);
-         return masks::documents("query_ids", "key_ids"); }},
+      {"lengths",
+       [](Problem& p, std::mt19937& r) {
+         give_integers(p, "lengths", {p.B}, 0, static_cast<int>(p.N), r);
+         return masks::lengths("lengths");
+       }},
+      {"documents",
+       [](Problem& p, std::mt19937& r) {
+         give_integers(p, "query_ids", {p.B, p.M}, 0, 2, r);
+         give_integers(p, "key_ids", {p.B, p.N}, 0, 2, r);
+         return masks::documents("query_ids", "key_ids");
+       }},
       {"rows", [](Problem&, std::mt19937&) { return row() % 4 != 2; }},
       {"strided", [](Problem&, std::mt19937&) { return (row() - column()) % 2 == 0; }},
       {"heads", [](Problem&, std::mt19937&) { return (head() % 2 == 0) | (query() >= key()); }},
-      {"boolean", [](Problem& p, std::mt19937& r) { p.captures["allowed"] = {Type::boolean, random_integers({p.M, p.N}, 0, 1, r)};
-         return capture("allowed", Type::boolean, {row(), column()}); }},
+      {"boolean",
+       [](Problem& p, std::mt19937& r) {
+         p.captures["allowed"] = {Type::boolean, random_integers({p.M, p.N}, 0, 1, r)};
+         return capture("allowed", Type::boolean, {row(), column()});
+       }},
   };
   return terms;
 }
 
 const std::vector<std::pair<std::string, Term>>& weight_terms() {
   static const std::vector<std::pair<std::string, Term>> terms{
-      {"gate", [](Problem& p, std::mt19937& r) { give(p, "row_gate", {p.H, p.M}, r); return sigmoid(real("row_gate", {head(), row()})); }},
+      {"gate",
+       [](Problem& p, std::mt19937& r) {
+         give(p, "row_gate", {p.H, p.M}, r);
+         return sigmoid(real("row_gate", {head(), row()}));
+       }},
       {"dot gate", [](Problem&, std::mt19937&) { return sigmoid(dot() * 0.5); }},
-      {"decay", [](Problem& p, std::mt19937& r) { give(p, "rate", {p.H}, r); return exp(-abs(real("rate", {head()}) * distance()) * 0.1); }},
-      {"mask", [](Problem& p, std::mt19937& r) { give(p, "dropped", {p.B, p.H, p.M, p.N}, r); return real("dropped", {batch(), head(), row(), column()}); }},
+      {"decay",
+       [](Problem& p, std::mt19937& r) {
+         give(p, "rate", {p.H}, r);
+         return exp(-abs(real("rate", {head()}) * distance()) * 0.1);
+       }},
+      {"mask",
+       [](Problem& p, std::mt19937& r) {
+         give(p, "dropped", {p.B, p.H, p.M, p.N}, r);
+         return real("dropped", {batch(), head(), row(), column()});
+       }},
   };
   return terms;
 }
@@ -127,13 +192,19 @@ void guarded(Problem& p, std::mt19937& r) {
 std::vector<Mechanism> all_mechanisms() {
   std::vector<Mechanism> all{{"plain", [](Problem&, std::mt19937&) {}}};
   for (const auto& [name, term] : score_terms()) {
-    all.push_back({name, [term](Problem& p, std::mt19937& r) { p.spec.score = raw() + term(p, r); p.spec.keep = masks::causal(); }});
+    all.push_back({name, [term](Problem& p, std::mt19937& r) {
+                     p.spec.score = raw() + term(p, r);
+                     p.spec.keep = masks::causal();
+                   }});
   }
   for (const auto& [name, term] : mask_terms()) {
     all.push_back({name, [term](Problem& p, std::mt19937& r) { p.spec.keep = term(p, r); }});
   }
   for (const auto& [name, term] : weight_terms()) {
-    all.push_back({"weight " + name, [term](Problem& p, std::mt19937& r) { p.spec.weight = term(p, r); p.spec.keep = masks::causal(); }});
+    all.push_back({"weight " + name, [term](Problem& p, std::mt19937& r) {
+                     p.spec.weight = term(p, r);
+                     p.spec.keep = masks::causal();
+                   }});
   }
   all.push_back({"ranges", ranges});
   all.push_back({"operands", operands});
@@ -167,7 +238,7 @@ const std::vector<Mechanism>& mechanisms() {
 }
 
 const std::vector<Shape4>& shapes() {
-  static const std::vector<Shape4> all{{1, 1, 1, 1, 1, 1, 1},     {2, 2, 1, 7, 13, 5, 3},   {1, 2, 1, 63, 129, 8, 17},
+  static const std::vector<Shape4> all{{1, 1, 1, 1, 1, 1, 1},    {2, 2, 1, 7, 13, 5, 3},   {1, 2, 1, 63, 129, 8, 17},
                                        {1, 3, 3, 65, 31, 16, 4}, {2, 1, 1, 1, 131, 3, 20}, {1, 3, 1, 130, 1, 2, 7}};
   return all;
 }
@@ -183,14 +254,18 @@ Problem random_problem(uint32_t seed) {
   std::mt19937 random(seed);
   auto pick = [&](int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(random); };
   const int64_t lengths[] = {1, 2, 3, 15, 16, 17, 31, 64, 65, 97}, group = pick(1, 3), Hk = pick(1, 2);
-  Problem p = sized({pick(1, 2), Hk * group, Hk, lengths[pick(0, 9)], lengths[pick(0, 9)], pick(1, 9), pick(1, 20)}, random);
+  Problem p =
+      sized({pick(1, 2), Hk * group, Hk, lengths[pick(0, 9)], lengths[pick(0, 9)], pick(1, 9), pick(1, 20)}, random);
   p.query_offset = pick(0, 1) ? p.N - p.M : 0;
   p.spec.score = raw();
   for (int64_t n = pick(0, 3); n > 0; --n) {
     const auto& terms = score_terms();
-    p.spec.score = p.spec.score + terms[static_cast<size_t>(pick(0, static_cast<int64_t>(terms.size()) - 1))].second(p, random);
+    p.spec.score =
+        p.spec.score + terms[static_cast<size_t>(pick(0, static_cast<int64_t>(terms.size()) - 1))].second(p, random);
   }
-  auto mask = [&] { return mask_terms()[static_cast<size_t>(pick(0, static_cast<int64_t>(mask_terms().size()) - 1))].second(p, random); };
+  auto mask = [&] {
+    return mask_terms()[static_cast<size_t>(pick(0, static_cast<int64_t>(mask_terms().size()) - 1))].second(p, random);
+  };
   if (pick(0, 3) > 0) p.spec.keep = mask();
   if (pick(0, 3) == 0 && p.spec.keep.defined()) p.spec.keep = p.spec.keep & mask();
   if (pick(0, 3) == 0) p.spec.counted = mask();

@@ -13,7 +13,8 @@ namespace {
 
 size_t offset_of(const Tensor& tensor, const std::vector<int64_t>& index) {
   size_t offset = 0;
-  for (size_t k = 0; k < index.size(); ++k) offset = offset * static_cast<size_t>(tensor.sizes[k]) + static_cast<size_t>(index[k]);
+  for (size_t k = 0; k < index.size(); ++k)
+    offset = offset * static_cast<size_t>(tensor.sizes[k]) + static_cast<size_t>(index[k]);
   return offset;
 }
 
@@ -210,8 +211,8 @@ class Solver {
   AttentionSpec spec;
   Expr score, keep, counted, weight;
   LeafValues leaves;
-  std::unique_ptr<Evaluator> values;   // keep, counted, weight, score
-  std::vector<Evaluator> indices;      // of each wanted leaf
+  std::unique_ptr<Evaluator> values;  // keep, counted, weight, score
+  std::vector<Evaluator> indices;     // of each wanted leaf
 };
 
 }  // namespace

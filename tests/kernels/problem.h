@@ -32,17 +32,17 @@ struct NamedOperand {
 struct Problem {
   int64_t B = 1, H = 1, Hk = 1, M = 1, N = 1, Dh = 1, Dv = 1, query_offset = 0;
   double scale = 1;
-  AttentionSpec spec;                       ///< not resolved
-  Tensor q, k, v, sinks;                    ///< sinks (H, S), or no sizes
+  AttentionSpec spec;     ///< not resolved
+  Tensor q, k, v, sinks;  ///< sinks (H, S), or no sizes
   std::map<std::string, Captured> captures;
   std::map<std::string, NamedOperand> operands;
-  Tensor grad_o, grad_lse;                  ///< (B, H, M, Dv), (B, H, M)
+  Tensor grad_o, grad_lse;  ///< (B, H, M, Dv), (B, H, M)
 };
 
 struct Solution {
   Tensor o, lse;
-  Tensor q, k, v, sinks;                    ///< gradients
-  std::map<std::string, Tensor> captures;   ///< of the real ones
+  Tensor q, k, v, sinks;                   ///< gradients
+  std::map<std::string, Tensor> captures;  ///< of the real ones
   std::map<std::string, NamedOperand> operands;
 };
 

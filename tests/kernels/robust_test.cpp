@@ -201,8 +201,9 @@ TEST(Robust, ReadsOutsideAreRefused) {
 TEST(Robust, WideIntegersAreRefused) {
   Problem p = problem_of(mechanism("documents"), {1, 1, 1, 3, 4, 2, 2}, 28);
   p.captures.at("key_ids").values.data[2] = 3e10;
-  EXPECT_EQ(message_of(p),
-            "[attention] expected integers of the captured tensor 'key_ids' that fit in 32 bits; found one that does not");
+  EXPECT_EQ(
+      message_of(p),
+      "[attention] expected integers of the captured tensor 'key_ids' that fit in 32 bits; found one that does not");
 }
 
 /// Two gradients too large for buffers: (B, N, N) by key and by a half of the query.

@@ -113,7 +113,8 @@ Solution run_kernel(const Problem& x, Layout layout, bool backward) {
   const AttentionSpec spec = x.spec.resolved();
   Stored<T> q = store<T>(x.q, layout), k = store<T>(x.k, layout), v = store<T>(x.v, layout);
   Stored<T> o(x.grad_o.sizes, layout), grad_o = store<T>(x.grad_o, layout);
-  std::vector<T> lse(static_cast<size_t>(x.B * x.H * x.M), static_cast<T>(kNan)), sinks(x.sinks.data.begin(), x.sinks.data.end());
+  std::vector<T> lse(static_cast<size_t>(x.B * x.H * x.M), static_cast<T>(kNan)),
+      sinks(x.sinks.data.begin(), x.sinks.data.end());
   std::vector<T> grad_lse(x.grad_lse.data.begin(), x.grad_lse.data.end());
   StoredCaptures<T> stored;
   for (const std::string& name : spec.captures()) stored.add(name, x.captures.at(name));
@@ -213,7 +214,8 @@ bool identical(const Solution& a, const Solution& b) {
   const Named x = tensors_of(a), y = tensors_of(b);
   for (size_t t = 0; t < x.size(); ++t) {
     const auto &p = x[t].second->data, &q = y[t].second->data;
-    if (p.size() != q.size() || (!p.empty() && std::memcmp(p.data(), q.data(), p.size() * sizeof(double)) != 0)) return false;
+    if (p.size() != q.size() || (!p.empty() && std::memcmp(p.data(), q.data(), p.size() * sizeof(double)) != 0))
+      return false;
   }
   return true;
 }

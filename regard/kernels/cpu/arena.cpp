@@ -5,7 +5,7 @@
 namespace regard::kernels {
 namespace {
 
-constexpr size_t kLine = 64;               // bytes of a cache line and of the widest vector
+constexpr size_t kLine = 64;                // bytes of a cache line and of the widest vector
 constexpr size_t kFirstBlock = 512 * 1024;  // the tiles of an ordinary call with D = 64
 
 std::byte* aligned(std::byte* pointer) {

@@ -14,7 +14,8 @@ constexpr int64_t kMostUnits = 64;          // ranges of tasks with buffers of t
 bool is_query(const Expr& e) {
   if (e.op() == Op::query || e.op() == Op::row) return true;
   const auto& args = e.node().args;
-  if (e.op() == Op::add) return (is_query(args[0]) && args[1].is_constant()) || (is_query(args[1]) && args[0].is_constant());
+  if (e.op() == Op::add)
+    return (is_query(args[0]) && args[1].is_constant()) || (is_query(args[1]) && args[0].is_constant());
   return e.op() == Op::sub && is_query(args[0]) && args[1].is_constant();
 }
 
@@ -56,8 +57,11 @@ Ownership ownership_of(const std::string& name, const std::vector<Derivative>& d
 template <class T>
 GradientSchedule::GradientSchedule(const Plan<T>& plan, const std::vector<Derivative>& derivatives, int64_t query_tiles,
                                    bool merge_heads)
-    : wanted_(wanted_of(plan.call.captures, derivatives)), merge_heads_(merge_heads),
-      batches_(plan.call.B), heads_(plan.call.H), tiles_(query_tiles) {
+    : wanted_(wanted_of(plan.call.captures, derivatives)),
+      merge_heads_(merge_heads),
+      batches_(plan.call.B),
+      heads_(plan.call.H),
+      tiles_(query_tiles) {
   int64_t buffer_bytes = 0;
   bool batch_by_batch = false;
   for (const WantedCapture& w : wanted_) {
@@ -141,8 +145,8 @@ int64_t entry(const TileEvaluator<T>& program, const Derivative& d, const Wanted
 /// Pairs that read one entry are summed before it is touched: all for a scalar read, a lane's or a step's otherwise.
 /// A pair whose index lies outside is hidden (else the forward had refused the call), so its term is 0.
 template <class T, class Sum>
-void scatter(const TileEvaluator<T>& program, const Derivative& d, const WantedCapture& w, const T* terms, int64_t steps,
-             int64_t lanes, Sum* gradient) {
+void scatter(const TileEvaluator<T>& program, const Derivative& d, const WantedCapture& w, const T* terms,
+             int64_t steps, int64_t lanes, Sum* gradient) {
   auto add = [&](int64_t step, int64_t lane, Sum term) {
     bool inside = true;
     const int64_t offset = entry(program, d, w, step, lane, inside);
@@ -169,14 +173,15 @@ void scatter(const TileEvaluator<T>& program, const Derivative& d, const WantedC
   for (int64_t l = 0; l < lanes && d.shape == Shape::lane; ++l) add(0, l, by_lane[l]);
 }
 
-#define REGARD_INSTANTIATE(T)                                                                                       \
-  template GradientSchedule::GradientSchedule(const Plan<T>&, const std::vector<Derivative>&, int64_t, bool);       \
-  template void GradientBuffers::flush<T>();                                                                        \
-  template void scatter(const TileEvaluator<T>&, const Derivative&, const WantedCapture&, const T*, int64_t, int64_t, T*);
+#define REGARD_INSTANTIATE(T)                                                                                         \
+  template GradientSchedule::GradientSchedule(const Plan<T>&, const std::vector<Derivative>&, int64_t, bool);         \
+  template void GradientBuffers::flush<T>();                                                                          \
+  template void scatter(const TileEvaluator<T>&, const Derivative&, const WantedCapture&, const T*, int64_t, int64_t, \
+                        T*);
 REGARD_INSTANTIATE(float)
 REGARD_INSTANTIATE(double)
 #undef REGARD_INSTANTIATE
-template void scatter(const TileEvaluator<float>&, const Derivative&, const WantedCapture&, const float*, int64_t, int64_t,
-                      double*);
+template void scatter(const TileEvaluator<float>&, const Derivative&, const WantedCapture&, const float*, int64_t,
+                      int64_t, double*);
 
 }  // namespace regard::kernels

@@ -39,8 +39,8 @@ class GradientSchedule {
                    bool merge_heads);
 
   const std::vector<WantedCapture>& wanted() const { return wanted_; }
-  int64_t waves() const { return waves_; }          ///< done one after another
-  int64_t units() const { return units_; }          ///< of a wave, in parallel; each has its own buffers
+  int64_t waves() const { return waves_; }  ///< done one after another
+  int64_t units() const { return units_; }  ///< of a wave, in parallel; each has its own buffers
   bool buffered(size_t capture) const { return !serial_ && !wanted_[capture].owner.query; }
 
   /// Calls body(batch, head, tile) for the tasks of one unit, in order.
@@ -81,7 +81,7 @@ class GradientBuffers {
 
 /// Adds the terms of one chunk, terms[s][l] rows kLanes apart, to where the read's indices point.
 template <class T, class Sum>
-void scatter(const TileEvaluator<T>& program, const Derivative& derivative, const WantedCapture& capture, const T* terms,
-             int64_t steps, int64_t lanes, Sum* gradient);
+void scatter(const TileEvaluator<T>& program, const Derivative& derivative, const WantedCapture& capture,
+             const T* terms, int64_t steps, int64_t lanes, Sum* gradient);
 
 }  // namespace regard::kernels

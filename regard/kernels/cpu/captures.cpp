@@ -19,11 +19,16 @@ Type type_of(Element element) {
 
 double element_at(const Capture& capture, int64_t offset) {
   switch (capture.element) {
-    case Element::boolean: return static_cast<const uint8_t*>(capture.data)[offset] != 0;
-    case Element::int32: return static_cast<const int32_t*>(capture.data)[offset];
-    case Element::int64: return static_cast<double>(static_cast<const int64_t*>(capture.data)[offset]);
-    case Element::float32: return static_cast<const float*>(capture.data)[offset];
-    default: return static_cast<const double*>(capture.data)[offset];
+    case Element::boolean:
+      return static_cast<const uint8_t*>(capture.data)[offset] != 0;
+    case Element::int32:
+      return static_cast<const int32_t*>(capture.data)[offset];
+    case Element::int64:
+      return static_cast<double>(static_cast<const int64_t*>(capture.data)[offset]);
+    case Element::float32:
+      return static_cast<const float*>(capture.data)[offset];
+    default:
+      return static_cast<const double*>(capture.data)[offset];
   }
 }
 

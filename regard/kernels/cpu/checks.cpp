@@ -10,13 +10,20 @@ namespace {
 
 std::string name_of_kind(Normalizer::Kind kind) {
   switch (kind) {
-    case Normalizer::Kind::softmax: return "softmax";
-    case Normalizer::Kind::signed_softmax: return "signed_softmax";
-    case Normalizer::Kind::sum: return "sum";
-    case Normalizer::Kind::sigmoid: return "sigmoid";
-    case Normalizer::Kind::relu: return "relu";
-    case Normalizer::Kind::identity: return "identity";
-    default: return "z_score";
+    case Normalizer::Kind::softmax:
+      return "softmax";
+    case Normalizer::Kind::signed_softmax:
+      return "signed_softmax";
+    case Normalizer::Kind::sum:
+      return "sum";
+    case Normalizer::Kind::sigmoid:
+      return "sigmoid";
+    case Normalizer::Kind::relu:
+      return "relu";
+    case Normalizer::Kind::identity:
+      return "identity";
+    default:
+      return "z_score";
   }
 }
 

@@ -13,7 +13,7 @@ bool is_index(Op op) { return op == Op::query || op == Op::row || op == Op::key 
 
 template <class T>
 TileEvaluator<T>::TileEvaluator(const Program& program, const std::vector<Reading>& readings, const PairSpace& space,
-                        Arena& arena)
+                                Arena& arena)
     : program_(program), space_(space), registers_(program.registers.size()), readings_(readings) {
   constexpr int64_t pairs = kChunk * kLanes;
   T* reals = arena.take<T>(program.real_slots * pairs);
@@ -34,15 +34,24 @@ TileEvaluator<T>::TileEvaluator(const Program& program, const std::vector<Readin
 template <class T>
 double TileEvaluator<T>::leaf_value(const Leaf& leaf) const {
   switch (leaf.op) {
-    case Op::constant: return leaf.number;
-    case Op::scale: return space_.scale;
-    case Op::batch: return static_cast<double>(batch_);
-    case Op::head: return static_cast<double>(head_);
-    case Op::batches: return static_cast<double>(space_.batches);
-    case Op::heads: return static_cast<double>(space_.heads);
-    case Op::queries: return static_cast<double>(space_.queries);
-    case Op::keys: return static_cast<double>(space_.keys);
-    default: fail("attention", "a leaf", std::string("'") + name_of(leaf.op) + "'");
+    case Op::constant:
+      return leaf.number;
+    case Op::scale:
+      return space_.scale;
+    case Op::batch:
+      return static_cast<double>(batch_);
+    case Op::head:
+      return static_cast<double>(head_);
+    case Op::batches:
+      return static_cast<double>(space_.batches);
+    case Op::heads:
+      return static_cast<double>(space_.heads);
+    case Op::queries:
+      return static_cast<double>(space_.queries);
+    case Op::keys:
+      return static_cast<double>(space_.keys);
+    default:
+      fail("attention", "a leaf", std::string("'") + name_of(leaf.op) + "'");
   }
 }
 
@@ -112,10 +121,14 @@ int32_t TileEvaluator<T>::integer_at(int reg, int64_t step, int64_t lane) const 
   const Register& r = registers_[static_cast<size_t>(reg)];
   const auto* data = static_cast<const int32_t*>(r.data);
   switch (r.shape) {
-    case Shape::scalar: return data[0];
-    case Shape::lane: return data[lane];
-    case Shape::step: return data[frame_.first_step + step];
-    default: return data[step * kLanes + lane];
+    case Shape::scalar:
+      return data[0];
+    case Shape::lane:
+      return data[lane];
+    case Shape::step:
+      return data[frame_.first_step + step];
+    default:
+      return data[step * kLanes + lane];
   }
 }
 
@@ -123,7 +136,8 @@ template <class T>
 void TileEvaluator<T>::refuse_wide_integers() const {
   for (size_t i = 0; i < readings_.size(); ++i) {
     if (readings_[i].fits) continue;
-    fail("attention", "integers of the captured tensor '" + program_.reads[i].expr.node().name + "' that fit in 32 bits",
+    fail("attention",
+         "integers of the captured tensor '" + program_.reads[i].expr.node().name + "' that fit in 32 bits",
          "one that does not");
   }
 }

@@ -91,8 +91,8 @@ class ForwardTask {
       copy_rows(keep_ + at, program.integers(code.keep), steps);
       if (counted_ != nullptr) copy_rows(counted_ + at, program.integers(code.counted), steps);
     }
-    primitives<T>().mask_scores(tile_ + at, program.reals(code.score), program.integers(code.live), steps,
-                                tiles_.lanes, state_->block_maximum);
+    primitives<T>().mask_scores(tile_ + at, program.reals(code.score), program.integers(code.live), steps, tiles_.lanes,
+                                state_->block_maximum);
   }
 
   template <class D>
@@ -115,7 +115,7 @@ class ForwardTask {
   const Plan<T>& plan_;
   const Attention<T>& call_;
   Tiles<T> tiles_;
-  T* output_ = nullptr;            // O^T (Dv x kLanes), not yet divided
+  T* output_ = nullptr;  // O^T (Dv x kLanes), not yet divided
   RowState<T>* state_ = nullptr;
   T *tile_ = nullptr, *weight_ = nullptr;
   int32_t *keep_ = nullptr, *counted_ = nullptr;

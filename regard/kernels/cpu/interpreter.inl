@@ -6,8 +6,8 @@
 template <class D>
 struct Argument {
   const D* data;
-  int64_t step = 0;         // distance of rows
-  bool spread = false;      // one value a row
+  int64_t step = 0;     // distance of rows
+  bool spread = false;  // one value a row
   alignas(64) D row[kLanes];
 
   const D* at(int64_t s, int64_t lanes) {
@@ -95,12 +95,7 @@ void choose(const Instruction& i, Frame& f) {
   }
 }
 
-template <class Out>
-inline bool fits(int64_t value) {
-  return sizeof(Out) != sizeof(int32_t) || !__is_same(Out, int32_t) || value == static_cast<int32_t>(value);
-}
-
-/// Elements at `offsets` (negative: outside, gives 0) of a tensor of E as D.
+/// Elements at `offsets` of a tensor of E as D, 0 where `bad`. False when an int64 element does not fit 32 bits.
 template <class E, class D>
 bool gather(const Reading& reading, const int64_t* offsets, const int32_t* bad, D* out, int64_t lanes) {
   const E* data = static_cast<const E*>(reading.data);
@@ -111,7 +106,7 @@ bool gather(const Reading& reading, const int64_t* offsets, const int32_t* bad, 
       continue;
     }
     const E value = data[offsets[l]];
-    if constexpr (__is_same(E, int64_t) && __is_same(D, int32_t)) fine &= fits<D>(value);
+    if constexpr (__is_same(E, int64_t) && __is_same(D, int32_t)) fine &= value == static_cast<int32_t>(value);
     out[l] = static_cast<D>(value);
   }
   return fine;
@@ -120,11 +115,16 @@ bool gather(const Reading& reading, const int64_t* offsets, const int32_t* bad, 
 template <class D>
 bool gather_any(const Reading& reading, const int64_t* offsets, const int32_t* bad, D* out, int64_t lanes) {
   switch (reading.element) {
-    case 0: return gather<uint8_t, D>(reading, offsets, bad, out, lanes);
-    case 1: return gather<int32_t, D>(reading, offsets, bad, out, lanes);
-    case 2: return gather<int64_t, D>(reading, offsets, bad, out, lanes);
-    case 3: return gather<float, D>(reading, offsets, bad, out, lanes);
-    default: return gather<double, D>(reading, offsets, bad, out, lanes);
+    case 0:
+      return gather<uint8_t, D>(reading, offsets, bad, out, lanes);
+    case 1:
+      return gather<int32_t, D>(reading, offsets, bad, out, lanes);
+    case 2:
+      return gather<int64_t, D>(reading, offsets, bad, out, lanes);
+    case 3:
+      return gather<float, D>(reading, offsets, bad, out, lanes);
+    default:
+      return gather<double, D>(reading, offsets, bad, out, lanes);
   }
 }
 
@@ -170,9 +170,11 @@ void read(const Instruction& i, Frame& f) {
 }
 
 #define REGARD_UNARY(CODE, IN, OUT, EXPRESSION) \
-  case Code::CODE: return unary<IN, OUT>(i, f, [](IN x) { return static_cast<OUT>(EXPRESSION); });
+  case Code::CODE:                              \
+    return unary<IN, OUT>(i, f, [](IN x) { return static_cast<OUT>(EXPRESSION); });
 #define REGARD_BINARY(CODE, IN, OUT, EXPRESSION) \
-  case Code::CODE: return binary<IN, OUT>(i, f, [](IN x, IN y) { return static_cast<OUT>(EXPRESSION); });
+  case Code::CODE:                               \
+    return binary<IN, OUT>(i, f, [](IN x, IN y) { return static_cast<OUT>(EXPRESSION); });
 
 template <class T>
 void run_real(const Instruction& i, Frame& f) {
@@ -205,9 +207,12 @@ void run_real(const Instruction& i, Frame& f) {
     REGARD_UNARY(copy, T, T, x)
     REGARD_UNARY(integer_from_real, T, int32_t, x)
     REGARD_UNARY(real_from_integer, int32_t, T, x)
-    case Code::where: return choose<T>(i, f);
-    case Code::read: return read<T>(i, f);
-    default: return;
+    case Code::where:
+      return choose<T>(i, f);
+    case Code::read:
+      return read<T>(i, f);
+    default:
+      return;
   }
 }
 
@@ -233,9 +238,12 @@ inline void run_integer(const Instruction& i, Frame& f) {
     REGARD_UNARY(neg_i, int32_t, int32_t, wrap_sub(0, x))
     REGARD_UNARY(abs_i, int32_t, int32_t, x < 0 ? wrap_sub(0, x) : x)
     REGARD_UNARY(copy_i, int32_t, int32_t, x)
-    case Code::where_i: return choose<int32_t>(i, f);
-    case Code::read_i: return read<int32_t>(i, f);
-    default: return;
+    case Code::where_i:
+      return choose<int32_t>(i, f);
+    case Code::read_i:
+      return read<int32_t>(i, f);
+    default:
+      return;
   }
 }
 
@@ -244,11 +252,31 @@ inline void run_integer(const Instruction& i, Frame& f) {
 
 constexpr bool is_integer(Code code) {
   switch (code) {
-    case Code::add_i: case Code::sub_i: case Code::mul_i: case Code::floor_div_i: case Code::mod_i: case Code::min_i:
-    case Code::max_i: case Code::pow_i: case Code::lt_i: case Code::le_i: case Code::gt_i: case Code::ge_i:
-    case Code::eq_i: case Code::ne_i: case Code::and_i: case Code::or_i: case Code::not_i: case Code::neg_i:
-    case Code::abs_i: case Code::where_i: case Code::copy_i: case Code::read_i: return true;
-    default: return false;
+    case Code::add_i:
+    case Code::sub_i:
+    case Code::mul_i:
+    case Code::floor_div_i:
+    case Code::mod_i:
+    case Code::min_i:
+    case Code::max_i:
+    case Code::pow_i:
+    case Code::lt_i:
+    case Code::le_i:
+    case Code::gt_i:
+    case Code::ge_i:
+    case Code::eq_i:
+    case Code::ne_i:
+    case Code::and_i:
+    case Code::or_i:
+    case Code::not_i:
+    case Code::neg_i:
+    case Code::abs_i:
+    case Code::where_i:
+    case Code::copy_i:
+    case Code::read_i:
+      return true;
+    default:
+      return false;
   }
 }
 

@@ -20,7 +20,8 @@ SideArray<T> side(const Array4<const T>& array, int64_t query_heads, int64_t hea
 template <class T>
 DotOperand<T> operand_of(const Expr& expr, const Attention<T>& call) {
   const Node& node = expr.node();
-  DotOperand<T> dot{expr, side(call.q, call.H, call.H, call.M, call.Dh), side(call.k, call.H, call.Hk, call.N, call.Dh)};
+  DotOperand<T> dot{expr, side(call.q, call.H, call.H, call.M, call.Dh),
+                    side(call.k, call.H, call.Hk, call.N, call.Dh)};
   if (!node.name.empty()) {
     const Operand<T>& operand = find_operand(call.operands, node.name);
     dot.q = side(operand.q, call.H, operand.heads, call.M, operand.width);

@@ -14,10 +14,10 @@ namespace regard::kernels {
 template <class T>
 struct SideArray {
   Array4<const T> array;
-  int64_t heads = 1, group = 1;    ///< operand head = query head / group
+  int64_t heads = 1, group = 1;  ///< operand head = query head / group
   int64_t only_head = -1;
   int64_t length = 0, columns = 0;
-  int64_t begin = 0, width = 0;    ///< the columns read: [begin, begin + width)
+  int64_t begin = 0, width = 0;  ///< the columns read: [begin, begin + width)
   T* gradient = nullptr;
 
   int64_t head_of(int64_t query_head) const { return only_head >= 0 ? only_head : query_head / group; }
@@ -43,7 +43,7 @@ struct Plan {
 
   const Attention<T>& call;
   PairSpace space;
-  PairExpressions pairs;           ///< score, keep, counted, weight
+  PairExpressions pairs;  ///< score, keep, counted, weight
   std::vector<DotOperand<T>> dots;
   SideArray<T> v;
 };

@@ -6,9 +6,10 @@ namespace regard::kernels::REGARD_ISA {
 namespace {
 
 #include "regard/kernels/cpu/vector_math.inl"
-#include "regard/kernels/cpu/product.inl"
-#include "regard/kernels/cpu/pointwise.inl"
+// the others use it
 #include "regard/kernels/cpu/interpreter.inl"
+#include "regard/kernels/cpu/pointwise.inl"
+#include "regard/kernels/cpu/product.inl"
 
 template <class T>
 constexpr Primitives<T> table{product<T>,     masked_product<T>, finite<T>, run<T>,

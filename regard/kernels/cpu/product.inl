@@ -83,13 +83,22 @@ void product(const Product<T>& p) {
   for (int64_t lane = 0, panels = (left + kTileVectors - 1) / kTileVectors; panels > 0; --panels) {
     const int64_t vectors = (left + panels - 1) / panels;
     switch (vectors) {
-      case 1: lane_panel<T, 1>(p, lane); break;
-      case 2: lane_panel<T, 2>(p, lane); break;
+      case 1:
+        lane_panel<T, 1>(p, lane);
+        break;
+      case 2:
+        lane_panel<T, 2>(p, lane);
+        break;
 #if REGARD_VECTOR_BYTES == 64
-      case 3: lane_panel<T, 3>(p, lane); break;
-      default: lane_panel<T, 4>(p, lane); break;
+      case 3:
+        lane_panel<T, 3>(p, lane);
+        break;
+      default:
+        lane_panel<T, 4>(p, lane);
+        break;
 #else
-      default: break;
+      default:
+        break;
 #endif
     }
     lane += vectors * kWidth<T>;

@@ -20,12 +20,16 @@ Shape united(Shape a, Shape b) {
 
 Shape leaf_shape(Op op, Side lanes) {
   switch (op) {
-    case Op::dot: return Shape::pair;
+    case Op::dot:
+      return Shape::pair;
     case Op::query:
-    case Op::row: return lanes == Side::queries ? Shape::lane : Shape::step;
+    case Op::row:
+      return lanes == Side::queries ? Shape::lane : Shape::step;
     case Op::key:
-    case Op::column: return lanes == Side::keys ? Shape::lane : Shape::step;
-    default: return Shape::scalar;
+    case Op::column:
+      return lanes == Side::keys ? Shape::lane : Shape::step;
+    default:
+      return Shape::scalar;
   }
 }
 
@@ -200,8 +204,7 @@ class Compiler {
     }
   }
 
-  bool kept_to_the_end(int reg) const { return std::find(permanent_.begin(), permanent_.end(), reg) != permanent_.end(); }
-
+  /// What is read after the chunk has run.
   void collect_permanent() {
     permanent_ = {program_.keep, program_.counted, program_.live, program_.score, program_.weight};
     for (const Derivative& d : program_.derivatives) {

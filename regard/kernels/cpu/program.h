@@ -15,10 +15,10 @@ enum class Side : uint8_t { queries, keys };
 
 /// What to compile. Roots left undefined have no register.
 struct ProgramRequest {
-  Expr score, weight;              ///< weight undefined: 1
-  Expr keep, counted;              ///< undefined: every pair of the tile is kept and counted
-  std::vector<Expr> dots;          ///< in the order of the score tiles
-  std::vector<Expr> leaves;        ///< dots and capture reads whose derivatives are wanted
+  Expr score, weight;        ///< weight undefined: 1
+  Expr keep, counted;        ///< undefined: every pair of the tile is kept and counted
+  std::vector<Expr> dots;    ///< in the order of the score tiles
+  std::vector<Expr> leaves;  ///< dots and capture reads whose derivatives are wanted
   Side lanes = Side::queries;
 };
 
@@ -34,7 +34,7 @@ struct Leaf {
 enum class Guard : uint8_t { every_pair, kept, live };
 
 struct Read {
-  Expr expr;                       ///< the capture node
+  Expr expr;  ///< the capture node
   Guard guard = Guard::live;
 };
 
@@ -42,14 +42,14 @@ struct Read {
 struct Derivative {
   Expr leaf;
   int score = -1, weight = -1;
-  std::vector<int> index;          ///< of a capture read: registers of its indices
-  Shape shape = Shape::pair;       ///< of a capture read: what its indices vary with
+  std::vector<int> index;     ///< of a capture read: registers of its indices
+  Shape shape = Shape::pair;  ///< of a capture read: what its indices vary with
 };
 
 struct RegisterKind {
   Shape shape = Shape::scalar;
   bool integer = false;
-  int slot = -1;                   ///< registers of pairs share memory: their slot among reals or integers
+  int slot = -1;  ///< registers of pairs share memory: their slot among reals or integers
 };
 
 /// Instructions by what they vary with: once a tile of lanes, once a block of steps, once a chunk of pairs.
@@ -58,9 +58,9 @@ struct Program {
   std::vector<RegisterKind> registers;
   int real_slots = 0, integer_slots = 0;
   std::vector<Leaf> leaves;
-  std::vector<int> dots;           ///< registers that point into the score tiles, -1 when not read
-  std::vector<Read> reads;         ///< position = Instruction::reading
-  std::vector<int> read_registers; ///< where each read's marks are: position of its instruction's `bad`
+  std::vector<int> dots;            ///< registers that point into the score tiles, -1 when not read
+  std::vector<Read> reads;          ///< position = Instruction::reading
+  std::vector<int> read_registers;  ///< where each read's marks are: position of its instruction's `bad`
   std::vector<std::vector<int>> read_index;
   int score = -1, weight = -1, keep = -1, counted = -1, live = -1;
   std::vector<Derivative> derivatives;

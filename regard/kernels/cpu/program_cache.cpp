@@ -69,8 +69,13 @@ std::shared_ptr<const Programs> cached_programs(const PairExpressions& pairs, Si
                                                 const std::vector<std::string>& wanted) {
   static std::mutex mutex;
   static std::map<Key, std::shared_ptr<const Programs>> cache;
-  const Key key{pairs.score.pointer(), pairs.keep.pointer(), pairs.counted.pointer(),
-                pairs.weight.defined() ? pairs.weight.pointer() : nullptr, lanes, backward, wanted};
+  const Key key{pairs.score.pointer(),
+                pairs.keep.pointer(),
+                pairs.counted.pointer(),
+                pairs.weight.defined() ? pairs.weight.pointer() : nullptr,
+                lanes,
+                backward,
+                wanted};
   const std::lock_guard<std::mutex> lock(mutex);
   const auto known = cache.find(key);
   if (known != cache.end()) return known->second;

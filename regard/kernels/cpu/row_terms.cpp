@@ -63,8 +63,8 @@ void sink_gradients(const Attention<T>& call, const RowTerms<T>& rows, T* gradie
   });
 }
 
-#define REGARD_INSTANTIATE(T)                                                              \
-  template RowTerms<T> row_terms(const Attention<T>&, const AttentionGradient<T>&);        \
+#define REGARD_INSTANTIATE(T)                                                       \
+  template RowTerms<T> row_terms(const Attention<T>&, const AttentionGradient<T>&); \
   template void sink_gradients(const Attention<T>&, const RowTerms<T>&, T*);
 REGARD_INSTANTIATE(float)
 REGARD_INSTANTIATE(double)

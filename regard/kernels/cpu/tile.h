@@ -31,17 +31,58 @@ enum class Shape : uint8_t { scalar, lane, step, pair };
 
 /// Operations of the tile program. Booleans are integers 0 and 1. `_i`: of integers (int32_t), otherwise of reals (T).
 enum class Code : uint8_t {
-  add, sub, mul, div, floor_div, mod, min, max, pow,
-  add_i, sub_i, mul_i, floor_div_i, mod_i, min_i, max_i, pow_i,
-  lt, le, gt, ge, eq, ne,
-  lt_i, le_i, gt_i, ge_i, eq_i, ne_i,
-  and_i, or_i, not_i,
-  neg, abs, floor, exp, log, tanh, sigmoid, sqrt, cos, sin,
-  neg_i, abs_i,
-  where, where_i,
-  real_from_integer, integer_from_real,
-  copy, copy_i,          ///< also spreads a step, lane or scalar over pairs
-  read, read_i,          ///< an element of a captured tensor
+  add,
+  sub,
+  mul,
+  div,
+  floor_div,
+  mod,
+  min,
+  max,
+  pow,
+  add_i,
+  sub_i,
+  mul_i,
+  floor_div_i,
+  mod_i,
+  min_i,
+  max_i,
+  pow_i,
+  lt,
+  le,
+  gt,
+  ge,
+  eq,
+  ne,
+  lt_i,
+  le_i,
+  gt_i,
+  ge_i,
+  eq_i,
+  ne_i,
+  and_i,
+  or_i,
+  not_i,
+  neg,
+  abs,
+  floor,
+  exp,
+  log,
+  tanh,
+  sigmoid,
+  sqrt,
+  cos,
+  sin,
+  neg_i,
+  abs_i,
+  where,
+  where_i,
+  real_from_integer,
+  integer_from_real,
+  copy,
+  copy_i,  ///< also spreads a step, lane or scalar over pairs
+  read,
+  read_i,  ///< an element of a captured tensor
 };
 
 /// A captured tensor as the program reads it. `element`: bool, int32, int64, float32, float64 = 0..4.
@@ -49,18 +90,18 @@ struct Reading {
   const void* data = nullptr;
   int32_t element = 0;
   int32_t rank = 0;
-  bool checked = false;                ///< an index may lie outside: test each, give 0 there and mark the pair
-  bool fits = true;                    ///< (result) false once an int64 element did not fit 32 bits
+  bool checked = false;  ///< an index may lie outside: test each, give 0 there and mark the pair
+  bool fits = true;      ///< (result) false once an int64 element did not fit 32 bits
   int64_t sizes[kRank] = {}, strides[kRank] = {};
 };
 
 struct Instruction {
   Code code;
-  Shape shape;                         ///< of the result
-  int32_t result = 0;                  ///< register
+  Shape shape;         ///< of the result
+  int32_t result = 0;  ///< register
   int32_t arg[3] = {-1, -1, -1};
-  int32_t reading = -1;                ///< read: position in Frame::readings; its indices are `index`
-  int32_t bad = -1;                    ///< read: register of marks (integer) of pairs whose index lies outside
+  int32_t reading = -1;  ///< read: position in Frame::readings; its indices are `index`
+  int32_t bad = -1;      ///< read: register of marks (integer) of pairs whose index lies outside
   int32_t index[kRank] = {};
 };
 
@@ -73,10 +114,10 @@ struct Register {
 struct Frame {
   Register* registers = nullptr;
   Reading* readings = nullptr;
-  int64_t lanes = 0;                   ///< of this tile, a multiple of kLaneUnit
-  int64_t steps = 0;                   ///< of this chunk
-  int64_t first_step = 0;              ///< of this chunk in its block
-  bool marked = false;                 ///< (result) a checked read found an index outside
+  int64_t lanes = 0;       ///< of this tile, a multiple of kLaneUnit
+  int64_t steps = 0;       ///< of this chunk
+  int64_t first_step = 0;  ///< of this chunk in its block
+  bool marked = false;     ///< (result) a checked read found an index outside
 };
 
 /// A result of the program over pairs: `step` is the distance between steps, kLanes wide rows or 0 (the same for all).
@@ -94,27 +135,27 @@ struct Product {
   const T* a = nullptr;
   const T* b = nullptr;
   int64_t rows = 0, depth = 0, lanes = 0;
-  int64_t a_row = 0, a_depth = 0;      ///< strides of a; rows of b and c are kLanes apart
+  int64_t a_row = 0, a_depth = 0;  ///< strides of a; rows of b and c are kLanes apart
   enum Mode : uint8_t { store, add, rescale } mode = store;
-  const T* factor = nullptr;           ///< rescale: c = factor[lane] c + a b
+  const T* factor = nullptr;  ///< rescale: c = factor[lane] c + a b
 };
 
 /// The softmax state of the lanes of one tile.
 template <class T>
 struct RowState {
-  T maximum[kLanes];                   ///< of the scores so far, -inf before the first
-  T sum[kLanes];                       ///< of exp(score - maximum) over the counted pairs
-  T block_maximum[kLanes];             ///< of the block being absorbed
-  T factor[kLanes];                    ///< exp(old maximum - new maximum), by which the output is rescaled
+  T maximum[kLanes];        ///< of the scores so far, -inf before the first
+  T sum[kLanes];            ///< of exp(score - maximum) over the counted pairs
+  T block_maximum[kLanes];  ///< of the block being absorbed
+  T factor[kLanes];         ///< exp(old maximum - new maximum), by which the output is rescaled
 };
 
 /// One block of scores absorbed: tile becomes exp(score - maximum) weight over kept pairs.
 template <class T>
 struct Absorb {
-  T* tile = nullptr;                   ///< scores, -inf where the pair is not live
-  const T* weight = nullptr;           ///< tile of weights, or null for 1
-  const int32_t* keep = nullptr;       ///< tile, or null when all pairs are kept or scores say it all
-  const int32_t* counted = nullptr;    ///< tile, or null when kept pairs are the counted ones
+  T* tile = nullptr;                 ///< scores, -inf where the pair is not live
+  const T* weight = nullptr;         ///< tile of weights, or null for 1
+  const int32_t* keep = nullptr;     ///< tile, or null when all pairs are kept or scores say it all
+  const int32_t* counted = nullptr;  ///< tile, or null when kept pairs are the counted ones
   int64_t steps = 0, lanes = 0;
   RowState<T>* state = nullptr;
 };
@@ -123,15 +164,15 @@ struct Absorb {
 ///     p = exp(s - lse), pw = [keep] p w, ds = pw dp - [counted] p (delta - grad_lse), dw = [keep] p dp
 template <class T>
 struct Chain {
-  View<T> score, weight;               ///< weight: none for 1
-  View<int32_t> keep, counted;         ///< none: all pairs; counted none: as keep
-  const T* dp = nullptr;               ///< <grad_o_i, v_j>, rows kLanes apart
-  const T* lse = nullptr;              ///< +inf for rows without keys
-  const T* delta = nullptr;            ///< rowsum(grad_o o) - grad_lse
-  bool rows_in_lanes = true;           ///< lse and delta: one a lane, or one a step
-  T* pw = nullptr;                     ///< may be dp itself; or null
+  View<T> score, weight;        ///< weight: none for 1
+  View<int32_t> keep, counted;  ///< none: all pairs; counted none: as keep
+  const T* dp = nullptr;        ///< <grad_o_i, v_j>, rows kLanes apart
+  const T* lse = nullptr;       ///< +inf for rows without keys
+  const T* delta = nullptr;     ///< rowsum(grad_o o) - grad_lse
+  bool rows_in_lanes = true;    ///< lse and delta: one a lane, or one a step
+  T* pw = nullptr;              ///< may be dp itself; or null
   T* ds = nullptr;
-  T* dw = nullptr;                     ///< or null
+  T* dw = nullptr;  ///< or null
   int64_t steps = 0, lanes = 0;
 };
 
@@ -140,8 +181,8 @@ template <class T>
 struct Combine {
   const T* ds = nullptr;
   const T* dw = nullptr;
-  View<T> f, g;                        ///< none: 0
-  View<int32_t> live;                  ///< none: all
+  View<T> f, g;        ///< none: 0
+  View<int32_t> live;  ///< none: all
   T* out = nullptr;
   int64_t steps = 0, lanes = 0;
 };

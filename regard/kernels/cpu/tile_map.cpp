@@ -13,8 +13,12 @@ int64_t blocks_of(int64_t length, int64_t block) { return (length + block - 1) /
 class RowAnalysis {
  public:
   RowAnalysis(const PairExpressions& pairs, const PairSpace& space, const CaptureRange& ranges, Side lanes)
-      : keep_(pairs.keep), counted_(pairs.counted), apart_(pairs.counted.pointer() != pairs.keep.pointer()),
-        space_(space), ranges_(ranges), by_query_(lanes == Side::queries) {}
+      : keep_(pairs.keep),
+        counted_(pairs.counted),
+        apart_(pairs.counted.pointer() != pairs.keep.pointer()),
+        space_(space),
+        ranges_(ranges),
+        by_query_(lanes == Side::queries) {}
 
   void begin(int64_t batch, int64_t head, int64_t lane, int64_t lane_end) {
     batch_ = batch;
@@ -26,7 +30,9 @@ class RowAnalysis {
   MappedTile map(int64_t step, int64_t end) {
     MappedTile mapped;
     const Truth found = truth(step, end);
-    mapped.kind = found == Truth::never ? TileKind::skipped : found == Truth::always ? TileKind::open : TileKind::masked;
+    mapped.kind = found == Truth::never    ? TileKind::skipped
+                  : found == Truth::always ? TileKind::open
+                                           : TileKind::masked;
     mapped.end_chunk = static_cast<uint8_t>(blocks_of(end - step, kChunk));
     if (mapped.kind == TileKind::masked) trim(mapped, step, end);
     return mapped;

@@ -24,7 +24,9 @@ void add_lanes(T* array, int64_t row, const T* sums, int64_t count, int64_t widt
 
 template <class T>
 Tiles<T>::Tiles(const Plan<T>& plan, const BoundPrograms& bound, const TileMap& map, Side lanes_side, Arena& arena)
-    : plan_(plan), map_(map), by_query_(lanes_side == Side::queries),
+    : plan_(plan),
+      map_(map),
+      by_query_(lanes_side == Side::queries),
       open_(bound.programs->open, bound.open, plan.space, arena),
       masked_(bound.programs->masked, bound.masked, plan.space, arena) {
   for (const DotOperand<T>& dot : plan.dots) {
@@ -97,10 +99,10 @@ void accumulate(T* c, const T* array, int64_t row, int64_t column, int64_t width
   }
 }
 
-#define REGARD_INSTANTIATE(T)                                                                               \
-  template void pack_lanes(T*, const T*, int64_t, int64_t, int64_t, int64_t);                               \
-  template void add_lanes(T*, int64_t, const T*, int64_t, int64_t);                                         \
-  template class Tiles<T>;                                                                                  \
+#define REGARD_INSTANTIATE(T)                                                                                   \
+  template void pack_lanes(T*, const T*, int64_t, int64_t, int64_t, int64_t);                                   \
+  template void add_lanes(T*, int64_t, const T*, int64_t, int64_t);                                             \
+  template class Tiles<T>;                                                                                      \
   template void accumulate(T*, const T*, int64_t, int64_t, int64_t, const T*, const int32_t*, int64_t, int64_t, \
                            const T*);
 REGARD_INSTANTIATE(float)

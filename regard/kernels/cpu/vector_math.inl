@@ -8,12 +8,12 @@ template <>
 struct Format<float> {
   using Bits = int32_t;
   static constexpr int mantissa = 23, bias = 127;
-  static constexpr float shifter = 0x1.8p23f;       // adding it rounds to an integer, kept in the low bits
-  static constexpr float ln2_high = 0x1.62e3p-1f;   // 16 bits: exact times small exponents
+  static constexpr float shifter = 0x1.8p23f;      // adding it rounds to an integer, kept in the low bits
+  static constexpr float ln2_high = 0x1.62e3p-1f;  // 16 bits: exact times small exponents
   static constexpr float ln2_low = 0x1.2fefa2p-17f;
-  static constexpr float least = -105, most = 89;   // exp gives 0 and inf beyond
-  static constexpr float negligible = -64;          // e^-64 = 2e-28: nothing beside a weight of a row's largest
-  static constexpr int terms = 7;                   // Taylor: remainder 5e-9 on |r| <= ln(2) / 2
+  static constexpr float least = -105, most = 89;  // exp gives 0 and inf beyond
+  static constexpr float negligible = -64;         // e^-64 = 2e-28: nothing beside a weight of a row's largest
+  static constexpr int terms = 7;                  // Taylor: remainder 5e-9 on |r| <= ln(2) / 2
   static constexpr float infinity = __builtin_inff();
 };
 
@@ -26,25 +26,14 @@ struct Format<double> {
   static constexpr double ln2_low = 0x1.a39ef35793c76p-33;
   static constexpr double least = -746, most = 710;
   static constexpr double negligible = -640;
-  static constexpr int terms = 13;                  // remainder 4e-18
+  static constexpr int terms = 13;  // remainder 4e-18
   static constexpr double infinity = __builtin_inf();
 };
 
 /// 1/n!, n = 1..13.
-constexpr double kInverseFactorial[] = {1,
-                                        1,
-                                        1.0 / 2,
-                                        1.0 / 6,
-                                        1.0 / 24,
-                                        1.0 / 120,
-                                        1.0 / 720,
-                                        1.0 / 5040,
-                                        1.0 / 40320,
-                                        1.0 / 362880,
-                                        1.0 / 3628800,
-                                        1.0 / 39916800,
-                                        1.0 / 479001600,
-                                        1.0 / 6227020800};
+constexpr double kInverseFactorial[] = {
+    1,          1,           1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,
+    1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
 
 /// 2^n for an exponent of a normal number.
 template <class T>
