@@ -1,7 +1,6 @@
 """The install tree serves other projects: a consumer, a program of the kernels alone, a plug-in."""
 
 import re
-import sys
 
 from cmake_helpers import ROOT, build_project, clean_environment, run
 
@@ -67,20 +66,6 @@ def test_kernel_library_is_built_and_installed_alone(build_tree, tmp_path):
 def test_libraries_bring_no_second_openmp_runtime(install_tree):
     for name in ("libregard.so", "libregard_kernels.so"):
         assert not [lib for lib in needed(install_tree / "lib" / name) if re.search("gomp|omp5|iomp", lib)]
-
-
-def test_plugin_is_loaded_by_name(install_tree, tmp_path, torch_options):
-    build_project(ROOT / "examples" / "plugin", tmp_path, install_tree, *torch_options)
-    script = ("import json, sys, torch; torch.ops.load_library(sys.argv[1]); "
-              "print(*(m['id'] for m in json.loads(torch.ops.regard.registry())))")
-
-    def ids(**variables):
-        return set(run(sys.executable, "-c", script, install_tree / "lib" / "libregard.so", cwd=tmp_path,
-                       env=clean_environment(**variables)).split())
-
-    before = ids()
-    after = ids(REGARD_PLUGINS=str(tmp_path / "libregard_plugin.so"))
-    assert before and len(after - before) == 1 and before <= after
 
 
 def test_third_party_folder_goes_before_the_system(tmp_path):
