@@ -362,7 +362,7 @@ def test_bad_configurations():
     bad("0 <= proj_drop < 1; found -0.100000", proj_drop=-0.1)
     bad("normalizer among 'softmax', 'softmax1', 'sigmoid', 'relu', 'none'; found 'softmx'; did you mean 'softmax'?",
         normalizer="softmx")
-    bad("alignment among 'bottom_right', 'top_left'; found 'left'; did you mean 'top_left'?", alignment="left")
+    bad("alignment among 'bottom_right', 'top_left'; found 'top_lft'; did you mean 'top_left'?", alignment="top_lft")
     bad("sinks only with normalizer 'softmax'; found 'relu'", sinks=1, normalizer="relu")
     bad("sigmoid_bias only with normalizer 'sigmoid'; found 'softmax'", sigmoid_bias=0.0)
     bad("a divisor only with normalizer 'relu' or 'none'; found 'softmax'", divisor="keys")
