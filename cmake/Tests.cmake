@@ -1,4 +1,4 @@
-# test_kernels (no torch) and test_ops, GoogleTest executables found by folder.
+# test_kernels (no torch), test_ops and test_nn, GoogleTest executables found by folder.
 #
 # Each runs as one process under CTest: loading torch for every single test would cost more than
 # the tests. Tests whose name contains "Slow" run under the label slow.
@@ -47,6 +47,7 @@ endfunction()
 regard_add_tests(test_kernels FOLDERS base algebra kernels LINK regard_kernels)
 if(NOT REGARD_KERNELS_ONLY)
   regard_add_tests(test_ops FOLDERS ops LINK regard PRECOMPILE <ATen/ATen.h> <gtest/gtest.h>)
+  regard_add_tests(test_nn FOLDERS nn LINK regard)
 
   # Plug-ins that the Python tests load: one shared module a source, <build>/tests/NAME.so.
   file(GLOB REGARD_TEST_PLUGINS CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/tests/plugins/*.cpp")

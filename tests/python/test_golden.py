@@ -16,7 +16,8 @@ import regard  # noqa: F401  (loads the library)
 pytestmark = pytest.mark.golden
 
 DIRECTORY = pathlib.Path(os.environ.get("REGARD_GOLDEN") or pathlib.Path(__file__).parents[1] / "golden")
-IDS = [entry["id"] for entry in json.loads(torch.ops.regard.registry())]
+EXCUSES = {entry["id"]: entry["golden"]["excuse"] for entry in json.loads(torch.ops.regard.registry())}
+IDS = list(EXCUSES)
 
 
 def golden(id, directory=DIRECTORY):
@@ -45,6 +46,9 @@ def test_equals_the_official_code(id):
     if not files:
         pytest.skip(f"no case of {id} in {DIRECTORY}")
     report = golden(id)
+    if EXCUSES[id]:
+        assert not report["files"] and report["notes"] == [f"{file.name}: not run, {EXCUSES[id]}" for file in files]
+        pytest.skip(f"{id}: {EXCUSES[id]}")
     assert report["passed"], complaints(report)
     assert [file["file"] for file in report["files"]] == [file.name for file in files]
     for path, file in zip(files, report["files"]):
