@@ -119,7 +119,7 @@ TEST(Module, RefusesFilesThatDoNotFit) {
   EXPECT_EQ(refusal(from), "[simpool] expected weight wk.weight (8, 8) in 'a file'; found (8, 4) float32");
   state.tensors["wk.weight"] = torch::zeros({8, 8});
   state.tensors["wv.weight"] = torch::zeros({8, 8});
-  EXPECT_EQ(refusal(from), "[simpool] expected only declared weights in 'a file'; found 'wv.weight'; did you mean 'wk.weight'?");
+  EXPECT_EQ(refusal(from), "[simpool] expected only declared weights in 'a file'; found 'wv.weight'; did you mean 'wq.weight'?");
   std::remove(path.c_str());
 }
 
