@@ -3,6 +3,7 @@
 #include "regard/check/golden_case.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
@@ -20,7 +21,7 @@ const std::string* find(const Pairs& pairs, const std::string& name) {
     if (official == name) return &ours;
   }
   for (const auto& [official, ours] : pairs) {
-    if (official.find('*') != std::string::npos && matches(official, name)) return &ours;
+    if (official.find_first_of("*#") != std::string::npos && matches(official, name)) return &ours;
   }
   return nullptr;
 }
@@ -109,12 +110,14 @@ void note_missing(GoldenCase& result) {
 }  // namespace
 
 bool matches(const std::string& pattern, const std::string& name) {
-  const size_t star = pattern.find('*');
-  if (star == std::string::npos) return pattern == name;
-  if (name.compare(0, star, pattern, 0, star) != 0) return false;
-  const std::string rest = pattern.substr(star + 1);
-  for (size_t begin = star; begin <= name.size(); ++begin) {
-    if (matches(rest, name.substr(begin))) return true;
+  const size_t wild = pattern.find_first_of("*#");
+  if (wild == std::string::npos) return pattern == name;
+  if (name.compare(0, wild, pattern, 0, wild) != 0) return false;
+  const std::string rest = pattern.substr(wild + 1);
+  const bool digits = pattern[wild] == '#';
+  for (size_t end = wild; end <= name.size(); ++end) {
+    if (!(digits && end == wild) && matches(rest, name.substr(end))) return true;
+    if (digits && (end == name.size() || !std::isdigit(static_cast<unsigned char>(name[end])))) return false;
   }
   return false;
 }

@@ -41,7 +41,7 @@ GoldenCase map_golden(const Mechanism& mechanism, const GoldenFile& file);
 /// The configuration in our keys (JSON), from the official code's.
 std::string map_config(const Mechanism& mechanism, const std::string& official, std::vector<int64_t>& grid, int64_t& prefix);
 
-/// '*' stands for any text.
+/// '*' stands for any text, '#' for a number (digits).
 bool matches(const std::string& pattern, const std::string& name);
 
 }  // namespace regard::checking

@@ -36,13 +36,14 @@ struct ConfigField : Port {
 };
 
 /// How cases computed by the official code (safetensors, see tests/golden) map to this mechanism. Keys of the case's
-/// configuration are the official code's; those not listed keep their names.
+/// configuration are the official code's; those not listed keep their names. In a name on the left '*' stands for any
+/// text, '#' for a number.
 struct Golden {
   std::vector<std::pair<std::string, std::string>> config;   ///< official key -> ours; "" drops the key
   std::string fixed;                                         ///< JSON object merged over the configuration ("parity": true)
-  std::vector<std::pair<std::string, std::string>> inputs;   ///< in.NAME -> our input ("x" or a Port)
-  std::vector<std::pair<std::string, std::string>> outputs;  ///< out.NAME -> our output ("" is the main one)
-  std::vector<std::pair<std::string, std::string>> weights;  ///< prefix of param.NAME -> ours
+  std::vector<std::pair<std::string, std::string>> inputs;   ///< in.NAME -> our input ("x" or a Port); "" ignores it
+  std::vector<std::pair<std::string, std::string>> outputs;  ///< out.NAME -> our output ("" is the main one); "-" ignores it
+  std::vector<std::pair<std::string, std::string>> weights;  ///< prefix of param.NAME -> ours; "" strips it
   /// Why the cases of this id cannot run on the mechanism alone ("of the whole backbone"); they are skipped with it.
   std::string excuse;
 };
