@@ -101,7 +101,10 @@ Json run_theorem(const Theorem& theorem, const Subject& subject) {
 Json run_golden(const std::string& id, const std::string& directory) {
   if (directory.empty()) return not_applicable(kGolden, kGoldenStatement, "no directory (set REGARD_GOLDEN)");
   const Json report = Json::parse(golden(id, directory));
-  if (report.at("files").empty()) return not_applicable(kGolden, kGoldenStatement, "no case of it in " + directory);
+  if (report.at("files").empty()) {
+    const std::string excuse = report.at("reason").get<std::string>();
+    return not_applicable(kGolden, kGoldenStatement, excuse.empty() ? "no case of it in " + directory : excuse);
+  }
   Json json = not_applicable(kGolden, kGoldenStatement, "");
   json["outcome"] = report.at("passed").get<bool>() ? "pass" : "fail";
   json["reason"] = report.at("reason");

@@ -15,7 +15,8 @@ namespace regard {
 /// An empty directory means the environment variable REGARD_GOLDEN. Returns JSON: {"id", "directory", "passed", "reason",
 /// "error", "tolerance", "paths", "claims", "failures", "notes", "counterexample", "files": [{"file", "source", "config",
 /// "passed", "reason", "unmatched": [...], "missing": [...], "runs": [{"path", "dtype", "ran", "passed", "reason",
-/// "tensors": [{"name", "error", "tolerance", "passed"}]}]}]}. An id without files passes with an empty list.
+/// "tensors": [{"name", "error", "tolerance", "passed"}]}]}]}. An id without files, or one whose
+/// Info.golden.excuse says why its cases cannot run here (the reason), passes with an empty list.
 /// Throws regard::Error for an unknown id or a directory that does not exist.
 std::string golden(const std::string& id, const std::string& directory = "");
 

@@ -164,6 +164,29 @@ def test_no_cases_is_no_failure_and_a_missing_directory_is_one(tmp_path):
         torch.ops.regard.golden("meen", str(tmp_path))
 
 
+def test_an_excused_case_is_skipped_with_its_reason(tmp_path):
+    (tmp_path / "poolformer").mkdir()
+    save_file({"in.x": np.zeros((1, 4, 2))}, tmp_path / "poolformer" / "a.safetensors", {"config": "{}"})
+    report = golden("poolformer", tmp_path)
+    assert report["passed"] and report["files"] == [] and "backbone" in report["reason"]
+    entry = json.loads(torch.ops.regard.check(
+        "poolformer", json.dumps({"theorems": ["golden"], "golden": str(tmp_path)})))["theorems"][0]
+    assert entry["outcome"] == "not applicable" and "backbone" in entry["reason"]
+
+
+def test_names_match_by_pattern(tmp_path):
+    """A position embedding resized to a grid is no output of the model: Info.golden ignores "*#x#*"."""
+    source = DIRECTORY / "vit" / "a.safetensors"
+    if not source.exists():
+        pytest.skip(f"no case of vit in {DIRECTORY}")
+    tensors, metadata = read(source)
+    (tmp_path / "vit").mkdir()
+    for name, passes in [("out.resized_2x5", True), ("out.resized_2x", False), ("out.resized", False)]:
+        save_file({**tensors, name: np.zeros((1, 2))}, tmp_path / "vit" / "a.safetensors", metadata)
+        report = golden("vit", tmp_path)
+        assert report["passed"] == passes and report["files"][0]["unmatched"] == ([] if passes else [name])
+
+
 def test_check_includes_the_golden_cases(mean_case, tmp_path):
     mean_case()
     report = json.loads(torch.ops.regard.check("mean", json.dumps({"theorems": ["golden"], "golden": str(tmp_path)})))

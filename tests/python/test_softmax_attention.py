@@ -46,7 +46,10 @@ def reference(config, weights, x, inputs):
     if c.get("qk_norm"):
         q = F.layer_norm(q, (Dh,), w["q_norm.weight"], w["q_norm.bias"], c["norm_epsilon"])
         k = F.layer_norm(k, (Dh,), w["k_norm.weight"], w["k_norm.bias"], c["norm_epsilon"])
-    offset = N - M if "memory" in inputs and c.get("alignment") != "top_left" else 0
+    offset = torch.zeros(B, 1, dtype=torch.long)
+    if "memory" in inputs and c.get("alignment") != "top_left":  # padding moves no corner
+        own = [inputs.get(name, torch.tensor([size])) for name, size in (("memory_lengths", N), ("lengths", M))]
+        offset = (own[0] - own[1]).expand(B)[:, None]
     if c.get("rope"):
         at = inputs.get("positions", torch.arange(M) + offset)
         at_key = inputs.get("memory_positions", torch.arange(N)) if "memory" in inputs else at
@@ -59,7 +62,7 @@ def reference(config, weights, x, inputs):
         s = c["softcap"] * torch.tanh(s / c["softcap"])
     if "bias" in inputs:
         s = s + inputs["bias"]
-    i, j = torch.arange(M)[:, None] + offset, torch.arange(N)
+    i, j = (torch.arange(M) + offset)[:, None, :, None], torch.arange(N)
     if c.get("alibi") or "slopes" in inputs:
         slopes = inputs.get("slopes", torch.tensor([2.0 ** (-8 * (h + 1) / H) for h in range(H)], dtype=s.dtype))
         s = s - slopes[:, None, None] * (i - j).abs()

@@ -98,14 +98,16 @@ at::Tensor positions_of(const char* name, const Context& context, const at::Tens
   return given;
 }
 
-void turn(const Config& config, const Context& context, const c10::SymInt& offset, Projected& parts) {
+/// `own` (B, M) or undefined: where the queries lie if the call does not say it.
+void turn(const Config& config, const Context& context, const c10::SymInt& offset, const at::Tensor& own,
+          Projected& parts) {
   const bool cross = context.input("memory").defined();
-  const auto turned = [&](const at::Tensor& t, const char* name, const c10::SymInt& shift) {
-    return rotate(t, positions_of(name, context, t, shift), config.rope_theta, config.turned_width(),
-                  config.rope_interleaved);
+  const auto turned = [&](const at::Tensor& t, const at::Tensor& positions) {
+    return rotate(t, positions, config.rope_theta, config.turned_width(), config.rope_interleaved);
   };
-  parts.q = turned(parts.q, "positions", offset);
-  parts.k = turned(parts.k, cross ? "memory_positions" : "positions", 0);
+  const bool given = context.input("positions").defined() || !own.defined();
+  parts.q = turned(parts.q, given ? positions_of("positions", context, parts.q, offset) : own);
+  parts.k = turned(parts.k, positions_of(cross ? "memory_positions" : "positions", context, parts.k, 0));
 }
 
 }  // namespace
@@ -120,13 +122,13 @@ at::Tensor SoftmaxAttention::forward(const Config& config, const Weights& weight
   const Source source = source_of(config, x, context);
 
   Projected parts = project(config, weights, x, source.tokens);
-  auto [spec, arguments] = prepare(config, weights, context, source.visibility, parts.q, parts.k);
+  auto [spec, arguments, query_positions] = prepare(config, weights, context, source.visibility, parts.q, parts.k);
   if (config.qk_norm) {
     // Under autocast a norm gives float32; the products run in the type of the projections.
     parts.q = weights.layer_norm(parts.q, "q_norm", config.norm_epsilon).to(parts.v.scalar_type());
     parts.k = weights.layer_norm(parts.k, "k_norm", config.norm_epsilon).to(parts.v.scalar_type());
   }
-  if (config.rope) turn(config, context, arguments.query_offset, parts);
+  if (config.rope) turn(config, context, arguments.query_offset, query_positions, parts);
   if (config.attn_drop > 0 && context.training) {
     spec.dropout = config.attn_drop;
     arguments.seed = context.stream("attention");

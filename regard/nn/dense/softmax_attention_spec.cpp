@@ -139,6 +139,18 @@ Normalizer normalizer_of(const Config& config) {
   return normalizer;
 }
 
+/// Where the queries lie among the keys when the last query of each row lies on its last key, padding not counted:
+/// i + (keys of row b) - (queries of row b), (B, M) int64.
+at::Tensor bottom_right_positions(const Visibility& visibility, const at::Tensor& q, const at::Tensor& k) {
+  const auto integers = q.options().dtype(at::kLong);
+  const auto own = [&](const at::Tensor& lengths, const at::Tensor& tokens) {
+    const at::Tensor all = at::scalar_tensor(at::Scalar(tokens.sym_size(2)), integers);
+    return lengths.defined() ? at::minimum(lengths.to(at::kLong), all) : all;
+  };
+  const at::Tensor shift = own(visibility.key_lengths, k) - own(visibility.lengths, q);
+  return at::arange(at::Scalar(q.sym_size(2)), integers).unsqueeze(0) + shift.unsqueeze(1);
+}
+
 }  // namespace
 
 PreparedAttention prepare(const Config& config, const Weights& weights, const Context& context,
@@ -151,13 +163,20 @@ PreparedAttention prepare(const Config& config, const Weights& weights, const Co
   spec.normalizer = normalizer_of(config);
   spec.scale = config.scale;
   AttentionArguments& arguments = prepared.arguments;
+  if (context.input("memory").defined() && config.alignment == "bottom_right") {
+    if (visibility.lengths.defined() || visibility.key_lengths.defined()) {
+      prepared.query_positions = bottom_right_positions(visibility, q, k);
+      builder.hold("query_positions", prepared.query_positions);
+      spec.positions.query.tensor = "query_positions";
+    } else {
+      arguments.query_offset = k.sym_size(2) - q.sym_size(2);
+    }
+  }
   arguments.captures = builder.captured(spec);
   arguments.path = context.path;
   // softmax1 adds exp(0) to the sum: a sink whose logit is 0.
   if (config.sinks > 0) arguments.sinks = weights["sinks"];
   if (config.normalizer == "softmax1") arguments.sinks = at::zeros({config.heads}, q.options());
-  if (context.input("memory").defined() && config.alignment == "bottom_right")
-    arguments.query_offset = k.sym_size(2) - q.sym_size(2);
   return prepared;
 }
 

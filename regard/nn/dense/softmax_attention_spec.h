@@ -17,6 +17,7 @@ struct Visibility {
 struct PreparedAttention {
   AttentionSpec spec;
   AttentionArguments arguments;
+  at::Tensor query_positions;   ///< (B, M) int64 where rows differ in them; undefined: i + arguments.query_offset
 };
 PreparedAttention prepare(const SoftmaxAttention::Config& config, const Weights& weights, const Context& context,
                           const Visibility& visibility, const at::Tensor& q, const at::Tensor& k);

@@ -71,6 +71,8 @@ at::Tensor PoolFormer::forward(const Config& config, const Weights&, const at::T
   require(rank <= 3, "poolformer", "a grid of 1, 2 or 3 dimensions", std::to_string(rank));
   require(!config.causal || rank == 1, "poolformer", "a grid of one dimension with causal", std::to_string(rank));
 
+  if (TORCH_GUARD_OR_FALSE(x.sym_size(1).sym_eq(0))) return x.clone();  // no tokens, no windows
+
   at::Tensor tokens = x, padded, exists;
   const at::Tensor lengths = context.input("lengths");
   if (lengths.defined()) {
