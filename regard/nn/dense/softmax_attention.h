@@ -17,7 +17,8 @@ namespace regard {
 /// the sum; sigmoid, of s - log(N) unless sigmoid_bias is given; relu, divided by N; none, p = s. `divisor` changes
 /// what relu and none divide by. N is the number of keys, the row's own where lengths are given, hidden ones included.
 /// Who sees whom: causal (j <= i), window_left, window_right (i - left <= j <= i + right), where i is counted so that
-/// the last query lies on the last key (alignment "bottom_right") or the first on the first ("top_left").
+/// the last query lies on the last key (alignment "bottom_right"; each row's own last, padding not counted) or the first
+/// on the first ("top_left").
 /// Inputs that hide: `hidden`, `key_hidden` (boolean, true = NOT attended, as torch.nn.MultiheadAttention), `lengths`,
 /// `memory_lengths`, `segments`, `memory_segments`. A query that sees no key has o = 0, hence y = bo (norm's shift
 /// before it); a padded token of x gives y = 0. NaN in a hidden key reaches nothing.
