@@ -89,7 +89,8 @@ void run_worker(Work& work) {
 
 /// Settings of the run in the folder win over defaults; what the caller compares is already in `settings`.
 RunFolder folder_of(const Settings& settings, const RunOptions& options) {
-  if (!options.resume) return RunFolder::create(options.folder.empty() ? RunFolder::fresh_path() : options.folder, settings);
+  if (!options.resume)
+    return RunFolder::create(options.folder.empty() ? RunFolder::fresh_path() : options.folder, settings);
   return RunFolder::open(options.folder.empty() ? RunFolder::latest_path() : options.folder);
 }
 
@@ -126,10 +127,12 @@ Report run_digits(const Settings& given, const RunOptions& options) {
   const SingleThreaded single;
   const Interrupt interrupt;
   Progress progress(report.planned, done);
-  Work work{report.settings, digits, folder, jobs, std::move(outcomes), std::vector<std::string>(jobs.size()), 0, progress};
+  Work work{report.settings, digits, folder, jobs, std::move(outcomes), std::vector<std::string>(jobs.size()), 0,
+            progress};
   const int64_t wanted = options.workers > 0 ? options.workers : cores();
   std::vector<std::thread> threads;
-  for (int64_t i = 0; i < std::min(wanted, report.planned - done); ++i) threads.emplace_back([&work] { run_worker(work); });
+  for (int64_t i = 0; i < std::min(wanted, report.planned - done); ++i)
+    threads.emplace_back([&work] { run_worker(work); });
   for (auto& thread : threads) thread.join();
 
   for (size_t i = 0; i < jobs.size(); ++i) {

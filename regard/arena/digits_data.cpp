@@ -39,8 +39,10 @@ void read_line(const std::string& path, int64_t number, const std::string& line,
     const long value = std::strtol(cell.c_str(), &end, 10);
     if (end == cell.c_str() || value < 0 || value > (count < pixels ? 16 : classes - 1))
       malformed(path, number, "'" + cell + "'");
-    if (count < pixels) images.push_back(static_cast<float>(value));
-    else labels.push_back(value);
+    if (count < pixels)
+      images.push_back(static_cast<float>(value));
+    else
+      labels.push_back(value);
     ++count;
   }
   if (count != pixels + 1) malformed(path, number, std::to_string(count) + " cells");
@@ -52,14 +54,16 @@ void split(const std::vector<int64_t>& labels, Digits& digits) {
     std::vector<int64_t> members;
     for (size_t i = 0; i < labels.size(); ++i)
       if (labels[i] == digit) members.push_back(static_cast<int64_t>(i));
-    std::sort(members.begin(), members.end(), [](int64_t a, int64_t b) {
-      return hash(static_cast<uint64_t>(a)) < hash(static_cast<uint64_t>(b));
-    });
+    std::sort(members.begin(), members.end(),
+              [](int64_t a, int64_t b) { return hash(static_cast<uint64_t>(a)) < hash(static_cast<uint64_t>(b)); });
     int64_t kept = 0;
     for (size_t i = 0; i < members.size(); ++i) {
-      if (i % 4 == 3) digits.test.push_back(members[i]);
-      else if (kept++ % 5 == 4) digits.validation.push_back(members[i]);
-      else digits.train.push_back(members[i]);
+      if (i % 4 == 3)
+        digits.test.push_back(members[i]);
+      else if (kept++ % 5 == 4)
+        digits.validation.push_back(members[i]);
+      else
+        digits.train.push_back(members[i]);
     }
   }
   for (auto* part : {&digits.train, &digits.validation, &digits.test}) std::sort(part->begin(), part->end());
@@ -82,8 +86,7 @@ std::string data_folder(const std::string& given) {
 Digits load_digits(const std::string& folder) {
   const std::string path = (std::filesystem::path(data_folder(folder)) / "digits.csv").string();
   std::ifstream file(path);
-  if (!file)
-    fail("load_digits", "the file digits.csv in the folder of --data or REGARD_DATA", "none at " + path);
+  if (!file) fail("load_digits", "the file digits.csv in the folder of --data or REGARD_DATA", "none at " + path);
   std::vector<float> images;
   std::vector<int64_t> labels;
   std::string line;

@@ -22,15 +22,15 @@ std::vector<Job> plan(const Settings& settings, std::vector<Skipped>& skipped);
 class FlatWeights {
  public:
   FlatWeights(const Instance& instance, at::Generator generator);
-  std::vector<at::Tensor> views() const;      ///< in declared order, differentiable
+  std::vector<at::Tensor> views() const;  ///< in declared order, differentiable
   const at::Tensor& decayed() const { return leaves_[0]; }
   const at::Tensor& plain() const { return leaves_[1]; }
   int64_t count() const { return leaves_[0].numel() + leaves_[1].numel(); }
 
  private:
   struct Place {
-    int leaf = 0;            ///< 0 decayed, 1 plain, 2 buffer
-    size_t index = 0;        ///< within the leaf
+    int leaf = 0;      ///< 0 decayed, 1 plain, 2 buffer
+    size_t index = 0;  ///< within the leaf
     std::vector<int64_t> shape;
   };
   std::vector<Place> places_;

@@ -10,13 +10,13 @@
 
 namespace regard::arena {
 
-/// Progress of a run on stderr. On a terminal: a bar with the time left for each job that runs and one for all, drawn in
-/// place. Elsewhere: one line for each job that ended.
+/// Progress of a run on stderr. On a terminal: a bar with the time left for each job that runs and one for all, drawn
+/// in place. Elsewhere: one line for each job that ended.
 class Progress {
  public:
   /// `total` jobs in this run, `done` of them finished before it started.
   Progress(int64_t total, int64_t done);
-  ~Progress();   ///< takes the bars off the screen
+  ~Progress();  ///< takes the bars off the screen
 
   /// A job begins: the number to move, from 0 to 1, by its worker.
   std::atomic<double>& begin(int64_t job, const std::string& title);

@@ -28,8 +28,10 @@ std::vector<Row> rows_of(const Report& report) {
     const auto it = std::find_if(rows.begin(), rows.end(), [&](const Row& row) {
       return row.mixer == one.job.mixer && row.pool == one.job.pool;
     });
-    if (it != rows.end()) it->outcomes.push_back(one.outcome);
-    else rows.push_back({one.job.mixer, one.job.pool, {one.outcome}});
+    if (it != rows.end())
+      it->outcomes.push_back(one.outcome);
+    else
+      rows.push_back({one.job.mixer, one.job.pool, {one.outcome}});
   }
   return rows;
 }
@@ -89,7 +91,8 @@ std::string to_table(const Report& report) {
   const Settings& s = report.settings;
   std::string text = fmt::format(
       "\nDigits: ViT of width {}, depth {}, {} heads, patch {} on 8 x 8 images, {} epochs.\n"
-      "Trained on {} images, {} accuracy on the {} of the held-out split '{}' (stratified, fixed; see data/README.md).\n\n",
+      "Trained on {} images, {} accuracy on the {} of the held-out split '{}' (stratified, fixed; see "
+      "data/README.md).\n\n",
       s.width, s.depth, s.heads, s.patch, s.epochs, report.train_images, held_name(report), report.held_images,
       std::string(Digits::split_name) + (s.validate ? "/validation" : ""));
   std::vector<std::vector<std::string>> cells = {
@@ -105,8 +108,10 @@ std::string to_table(const Report& report) {
   for (const auto& one : report.failures)
     text += fmt::format("failed: {} with {}, seed {}: {}\n", one.job.mixer, one.job.pool, one.job.seed, one.reason);
   if (report.interrupted)
-    text += fmt::format("interrupted: {} of {} trainings are done and kept; go on with: regard arena digits --resume "
-                        "--run {}\n", report.finished.size(), report.planned, report.folder);
+    text += fmt::format(
+        "interrupted: {} of {} trainings are done and kept; go on with: regard arena digits --resume "
+        "--run {}\n",
+        report.finished.size(), report.planned, report.folder);
   return text;
 }
 
@@ -127,7 +132,8 @@ std::string to_json(const Report& report) {
   for (const auto& pair : report.skipped)
     skipped.push_back({{"mixer", pair.mixer}, {"pool", pair.pool}, {"reason", pair.reason}});
   for (const auto& one : report.failures)
-    failures.push_back({{"mixer", one.job.mixer}, {"pool", one.job.pool}, {"seed", one.job.seed}, {"reason", one.reason}});
+    failures.push_back(
+        {{"mixer", one.job.mixer}, {"pool", one.job.pool}, {"seed", one.job.seed}, {"reason", one.reason}});
   const json object = {{"task", "digits"},
                        {"version", version()},
                        {"split", Digits::split_name},

@@ -15,10 +15,10 @@ struct Failure {
 /// Everything a run of the arena has to tell.
 struct Report {
   Settings settings;
-  std::vector<Finished> finished;    ///< in the order of the plan
-  std::vector<Skipped> skipped;      ///< pairs that do not go together
+  std::vector<Finished> finished;  ///< in the order of the plan
+  std::vector<Skipped> skipped;    ///< pairs that do not go together
   std::vector<Failure> failures;
-  int64_t planned = 0;               ///< trainings
+  int64_t planned = 0;  ///< trainings
   bool interrupted = false;
   int64_t train_images = 0, held_images = 0;
   std::string folder;

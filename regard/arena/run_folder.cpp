@@ -142,14 +142,10 @@ Settings RunFolder::settings() const {
 
 void RunFolder::write(const Settings& settings, const Finished& finished) const {
   const Outcome& o = finished.outcome;
-  const json object = {{"mixer", finished.job.mixer},
-                       {"pool", finished.job.pool},
-                       {"seed", finished.job.seed},
-                       {"training", training_json(settings)},
-                       {"accuracy", o.accuracy},
-                       {"parameters", o.parameters},
-                       {"train_seconds", o.train_seconds},
-                       {"inference_seconds", o.inference_seconds},
+  const json object = {{"mixer", finished.job.mixer},      {"pool", finished.job.pool},
+                       {"seed", finished.job.seed},        {"training", training_json(settings)},
+                       {"accuracy", o.accuracy},           {"parameters", o.parameters},
+                       {"train_seconds", o.train_seconds}, {"inference_seconds", o.inference_seconds},
                        {"final_loss", o.final_loss}};
   write_atomically(file_of(path_, finished.job), object.dump(2) + "\n");
 }

@@ -7,8 +7,8 @@
 
 namespace regard::arena {
 
-/// The folder of one run: settings.json and one file a finished job, each written whole beside and then renamed, so that
-/// an interruption at any moment leaves only complete files.
+/// The folder of one run: settings.json and one file a finished job, each written whole beside and then renamed, so
+/// that an interruption at any moment leaves only complete files.
 class RunFolder {
  public:
   /// A new folder at `path` (created; throws when it holds a run already), with the settings written.

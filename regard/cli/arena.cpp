@@ -71,13 +71,22 @@ int run_command(const CLI::App& command, Options& options) {
 void add_comparison(CLI::App& command, Options& o) {
   Settings& s = o.settings;
   command.add_option("--mixers", s.mixers, "Token mixers to compare, comma between (default: all registered)")
-      ->type_name("IDS")->delimiter(',')->group("What is compared");
+      ->type_name("IDS")
+      ->delimiter(',')
+      ->group("What is compared");
   command.add_option("--pools", s.pools, "Pools to compare, comma between (default: all registered)")
-      ->type_name("IDS")->delimiter(',')->group("What is compared");
+      ->type_name("IDS")
+      ->delimiter(',')
+      ->group("What is compared");
   command.add_option("--seeds", s.seeds, "Trainings of each pair")
-      ->type_name("N")->capture_default_str()->group("What is compared");
+      ->type_name("N")
+      ->capture_default_str()
+      ->group("What is compared");
   command.add_option("--config", o.configs, "Configuration of one of them, ID={JSON} (repeatable)")
-      ->type_name("ID=JSON")->allow_extra_args(false)->take_all()->group("What is compared");
+      ->type_name("ID=JSON")
+      ->allow_extra_args(false)
+      ->take_all()
+      ->group("What is compared");
 }
 
 void add_training(CLI::App& command, Settings& s) {
@@ -101,15 +110,20 @@ void add_training(CLI::App& command, Settings& s) {
 
 void add_run(CLI::App& command, Options& o) {
   command.add_option("--json", o.json, "Write the results as JSON ('-': standard output, the table to stderr)")
-      ->type_name("FILE")->group("The run");
+      ->type_name("FILE")
+      ->group("The run");
   command.add_option("--run", o.run.folder, "Folder of the run (default: a new one under runs/)")
-      ->type_name("DIR")->group("The run");
+      ->type_name("DIR")
+      ->group("The run");
   command.add_flag("--resume", o.run.resume, "Go on with the run in --run (default: the newest under runs/)")
       ->group("The run");
   command.add_option("--workers", o.run.workers, "Trainings at a time, one thread each (default: one a core)")
-      ->type_name("N")->check(CLI::NonNegativeNumber)->group("The run");
+      ->type_name("N")
+      ->check(CLI::NonNegativeNumber)
+      ->group("The run");
   command.add_option("--data", o.run.data, "Folder of digits.csv (default: REGARD_DATA, or as installed)")
-      ->type_name("DIR")->group("The run");
+      ->type_name("DIR")
+      ->group("The run");
 }
 
 }  // namespace
@@ -124,7 +138,8 @@ void add_arena(CLI::App& program, int& status) {
   add_training(*digits, options->settings);
   add_run(*digits, *options);
   digits->footer(
-      "Every valid pair of a mixer and a pool is trained with every seed; pairs that do not go together are listed with\n"
+      "Every valid pair of a mixer and a pool is trained with every seed; pairs that do not go together are listed "
+      "with\n"
       "the reason. Ctrl-C keeps the trainings that have finished.\n\n"
       "Examples:\n"
       "  regard arena digits --mixers softmax-attention,poolformer --pools class-token,mean,simpool --seeds 2\n"

@@ -46,7 +46,8 @@ std::vector<std::string> names_of(const Options& options) {
   if (ids.empty()) fail("check", "the id of a mechanism (or --all)", "none");
   for (const auto& id : ids) {
     if (ends_with(id, ".py"))
-      fail("check", "a mechanism's id (a Python file is checked by the Python entry: python -m regard check " + id + ")",
+      fail("check",
+           "a mechanism's id (a Python file is checked by the Python entry: python -m regard check " + id + ")",
            "'" + id + "'");
     mechanism(id);
   }
@@ -83,7 +84,9 @@ void add_check(CLI::App& program, int& status) {
   CLI::App* command = program.add_subcommand("check", "Hold mechanisms against the theorems");
   command->add_option("ID", options->ids, "Mechanisms, as `regard list` names them");
   command->add_flag("--all", options->all, "Every registered mechanism");
-  command->add_option("--theorems", options->theorems, "Only these (comma between)")->type_name("NAMES")->delimiter(',');
+  command->add_option("--theorems", options->theorems, "Only these (comma between)")
+      ->type_name("NAMES")
+      ->delimiter(',');
   command->add_option("--golden", options->golden, "Folder of golden cases (default: REGARD_GOLDEN)")->type_name("DIR");
   command->add_option("--seed", options->seed, "Of the random cases")->type_name("N");
   command->add_option("--json", options->json, "Write the report as JSON ('-': standard output, without the table)")

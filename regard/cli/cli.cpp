@@ -99,7 +99,8 @@ int run_program(std::vector<std::string> arguments) {
     return refuse(unexpected(program));
   } catch (const CLI::RequiredError& error) {
     // A misspelled command leaves the place of the right one empty.
-    return refuse(chosen(program).remaining().empty() ? error.what() : unexpected(program));
+    const bool nothing = program.remaining(true).empty() && chosen(program).remaining(true).empty();
+    return refuse(nothing ? error.what() : unexpected(program));
   } catch (const CLI::Error& error) {
     return refuse(error.what());
   }

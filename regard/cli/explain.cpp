@@ -23,8 +23,10 @@ void explain(const std::string& file) {
   spec.validate();
   fmt::print("{}\n", to_string(spec));
   const std::string refused = kernels::refusal(spec.resolved());
-  if (refused.empty()) fmt::print("blocked CPU kernel: runs\n");
-  else fmt::print("blocked CPU kernel: refused by {}; the stripe executor runs it\n", refused);
+  if (refused.empty())
+    fmt::print("blocked CPU kernel: runs\n");
+  else
+    fmt::print("blocked CPU kernel: refused by {}; the stripe executor runs it\n", refused);
 }
 
 }  // namespace
@@ -36,7 +38,7 @@ void add_explain(CLI::App& program, int&) {
   command->footer(
       "Examples:\n"
       "  echo '{\"scale\": 0.125}' | regard explain -\n"
-      "  python3 -c 'import regard; print(regard.Spec(mask=lambda b, h, i, j: i >= j).to_json())' | regard explain -");
+      "  python3 -c 'import regard; print(regard.Spec(mask=lambda b, h, i, j: i >= j).json)' | regard explain -");
   command->callback([file] { explain(*file); });
 }
 

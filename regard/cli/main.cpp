@@ -3,4 +3,6 @@
 
 #include "regard/cli/cli.h"
 
-int main(int count, char** arguments) { return regard::cli(std::vector<std::string>(arguments + 1, arguments + count)); }
+int main(int count, char** arguments) {
+  return regard::cli(std::vector<std::string>(arguments + 1, arguments + count));
+}

@@ -9,8 +9,10 @@
 namespace regard::commands {
 
 void write_output(const std::string& file, const std::string& text) {
-  if (file == "-") fmt::print("{}\n", text);
-  else arena::write_atomically(file, text + "\n");
+  if (file == "-")
+    fmt::print("{}\n", text);
+  else
+    arena::write_atomically(file, text + "\n");
 }
 
 std::string reports_folder() {

@@ -11,7 +11,8 @@
 namespace regard::commands {
 
 void add_version(CLI::App& program, int&) {
-  CLI::App* command = program.add_subcommand("version", "Print the versions of Regard and of the torch it was built for");
+  CLI::App* command =
+      program.add_subcommand("version", "Print the versions of Regard and of the torch it was built for");
   command->callback([] {
     fmt::print("regard {}\ntorch {}\nCPU {}, {} threads\n", version(), TORCH_VERSION, at::get_cpu_capability(),
                at::get_num_threads());

@@ -9,100 +9,20 @@
 
 #include "regard/base/error.h"
 #include "regard/base/names.h"
+#include "regard/models/checkpoint_rules.h"
 #include "regard/ops/boundary.h"
 
 namespace regard {
 namespace {
 
-/// How the foreign array is laid out.
-enum class Layout : uint8_t {
-  same,
-  linear,         ///< (inputs, outputs)
-  convolution,    ///< (p, q, C, D)
-  heads_in,       ///< (D, heads, Dh)
-  heads_in_bias,  ///< (heads, Dh)
-  heads_out,      ///< (heads, Dh, D)
-};
-
-struct Rule {
-  const char* foreign;   ///< {} stands for the block
-  const char* ours;
-  Layout layout = Layout::same;
-  int part = -1;         ///< 0, 1, 2: query, key, value of a stacked tensor
-};
-
-constexpr Rule deit3_rules[] = {
-    {"blocks.{}.gamma_1", "blocks.{}.ls1.gamma"},
-    {"blocks.{}.gamma_2", "blocks.{}.ls2.gamma"},
-};
-
-constexpr Rule huggingface_rules[] = {
-    {"embeddings.cls_token", "cls_token"},
-    {"embeddings.distillation_token", "dist_token"},
-    {"embeddings.position_embeddings", "pos_embed"},
-    {"embeddings.patch_embeddings.projection.weight", "patch_embed.proj.weight"},
-    {"embeddings.patch_embeddings.projection.bias", "patch_embed.proj.bias"},
-    {"encoder.layer.{}.layernorm_before.weight", "blocks.{}.norm1.weight"},
-    {"encoder.layer.{}.layernorm_before.bias", "blocks.{}.norm1.bias"},
-    {"encoder.layer.{}.attention.attention.query.weight", "blocks.{}.attn.qkv.weight", Layout::same, 0},
-    {"encoder.layer.{}.attention.attention.key.weight", "blocks.{}.attn.qkv.weight", Layout::same, 1},
-    {"encoder.layer.{}.attention.attention.value.weight", "blocks.{}.attn.qkv.weight", Layout::same, 2},
-    {"encoder.layer.{}.attention.attention.query.bias", "blocks.{}.attn.qkv.bias", Layout::same, 0},
-    {"encoder.layer.{}.attention.attention.key.bias", "blocks.{}.attn.qkv.bias", Layout::same, 1},
-    {"encoder.layer.{}.attention.attention.value.bias", "blocks.{}.attn.qkv.bias", Layout::same, 2},
-    {"encoder.layer.{}.attention.output.dense.weight", "blocks.{}.attn.proj.weight"},
-    {"encoder.layer.{}.attention.output.dense.bias", "blocks.{}.attn.proj.bias"},
-    {"encoder.layer.{}.layernorm_after.weight", "blocks.{}.norm2.weight"},
-    {"encoder.layer.{}.layernorm_after.bias", "blocks.{}.norm2.bias"},
-    {"encoder.layer.{}.intermediate.dense.weight", "blocks.{}.mlp.fc1.weight"},
-    {"encoder.layer.{}.intermediate.dense.bias", "blocks.{}.mlp.fc1.bias"},
-    {"encoder.layer.{}.output.dense.weight", "blocks.{}.mlp.fc2.weight"},
-    {"encoder.layer.{}.output.dense.bias", "blocks.{}.mlp.fc2.bias"},
-    {"layernorm.weight", "norm.weight"},
-    {"layernorm.bias", "norm.bias"},
-    {"classifier.weight", "head.weight"},
-    {"classifier.bias", "head.bias"},
-    {"cls_classifier.weight", "head.weight"},
-    {"cls_classifier.bias", "head.bias"},
-    {"distillation_classifier.weight", "head_dist.weight"},
-    {"distillation_classifier.bias", "head_dist.bias"},
-};
-
-#define REGARD_ENCODER "Transformer/encoderblock_{}/"
-constexpr Rule google_rules[] = {
-    {"cls", "cls_token"},
-    {"Transformer/posembed_input/pos_embedding", "pos_embed"},
-    {"embedding/kernel", "patch_embed.proj.weight", Layout::convolution},
-    {"embedding/bias", "patch_embed.proj.bias"},
-    {REGARD_ENCODER "LayerNorm_0/scale", "blocks.{}.norm1.weight"},
-    {REGARD_ENCODER "LayerNorm_0/bias", "blocks.{}.norm1.bias"},
-    {REGARD_ENCODER "MultiHeadDotProductAttention_1/query/kernel", "blocks.{}.attn.qkv.weight", Layout::heads_in, 0},
-    {REGARD_ENCODER "MultiHeadDotProductAttention_1/key/kernel", "blocks.{}.attn.qkv.weight", Layout::heads_in, 1},
-    {REGARD_ENCODER "MultiHeadDotProductAttention_1/value/kernel", "blocks.{}.attn.qkv.weight", Layout::heads_in, 2},
-    {REGARD_ENCODER "MultiHeadDotProductAttention_1/query/bias", "blocks.{}.attn.qkv.bias", Layout::heads_in_bias, 0},
-    {REGARD_ENCODER "MultiHeadDotProductAttention_1/key/bias", "blocks.{}.attn.qkv.bias", Layout::heads_in_bias, 1},
-    {REGARD_ENCODER "MultiHeadDotProductAttention_1/value/bias", "blocks.{}.attn.qkv.bias", Layout::heads_in_bias, 2},
-    {REGARD_ENCODER "MultiHeadDotProductAttention_1/out/kernel", "blocks.{}.attn.proj.weight", Layout::heads_out},
-    {REGARD_ENCODER "MultiHeadDotProductAttention_1/out/bias", "blocks.{}.attn.proj.bias"},
-    {REGARD_ENCODER "LayerNorm_2/scale", "blocks.{}.norm2.weight"},
-    {REGARD_ENCODER "LayerNorm_2/bias", "blocks.{}.norm2.bias"},
-    {REGARD_ENCODER "MlpBlock_3/Dense_0/kernel", "blocks.{}.mlp.fc1.weight", Layout::linear},
-    {REGARD_ENCODER "MlpBlock_3/Dense_0/bias", "blocks.{}.mlp.fc1.bias"},
-    {REGARD_ENCODER "MlpBlock_3/Dense_1/kernel", "blocks.{}.mlp.fc2.weight", Layout::linear},
-    {REGARD_ENCODER "MlpBlock_3/Dense_1/bias", "blocks.{}.mlp.fc2.bias"},
-    {"Transformer/encoder_norm/scale", "norm.weight"},
-    {"Transformer/encoder_norm/bias", "norm.bias"},
-    {"head/kernel", "head.weight", Layout::linear},
-    {"head/bias", "head.bias"},
-};
-#undef REGARD_ENCODER
+using namespace checkpoint_rules;
 
 struct Family {
   const char* name;
   const Rule* begin;
   const Rule* end;
-  bool closed;          ///< a name without a rule is an error, not kept
-  const char* prefix;   ///< in front of the backbone's names when written
+  bool closed;         ///< a name without a rule is an error, not kept
+  const char* prefix;  ///< in front of the backbone's names when written
 };
 
 const Family families[] = {
@@ -138,32 +58,45 @@ std::string fill(const std::string& pattern, const std::string& number) {
 }
 
 void check_rank(const Rule& rule, const std::string& name, const at::Tensor& x) {
-  const int64_t wanted = rule.layout == Layout::convolution ? 4
-                         : rule.layout == Layout::heads_in || rule.layout == Layout::heads_out ? 3
-                         : rule.layout == Layout::linear || rule.layout == Layout::heads_in_bias ? 2 : x.dim();
+  const int64_t wanted = rule.layout == Layout::convolution                                      ? 4
+                         : rule.layout == Layout::heads_in || rule.layout == Layout::heads_out   ? 3
+                         : rule.layout == Layout::linear || rule.layout == Layout::heads_in_bias ? 2
+                                                                                                 : x.dim();
   if (x.dim() != wanted)
     fail("convert_checkpoint", name + " of " + std::to_string(wanted) + " dimensions", std::to_string(x.dim()));
 }
 
 at::Tensor inward(Layout layout, const at::Tensor& x) {
   switch (layout) {
-    case Layout::same: return x;
-    case Layout::linear: return x.t().contiguous();
-    case Layout::convolution: return x.permute({3, 2, 0, 1}).contiguous();
-    case Layout::heads_in: return x.flatten(1).t().contiguous();
-    case Layout::heads_in_bias: return x.flatten();
-    default: return x.flatten(0, 1).t().contiguous();
+    case Layout::same:
+      return x;
+    case Layout::linear:
+      return x.t().contiguous();
+    case Layout::convolution:
+      return x.permute({3, 2, 0, 1}).contiguous();
+    case Layout::heads_in:
+      return x.flatten(1).t().contiguous();
+    case Layout::heads_in_bias:
+      return x.flatten();
+    default:
+      return x.flatten(0, 1).t().contiguous();
   }
 }
 
 at::Tensor outward(Layout layout, const at::Tensor& x, int64_t heads) {
   switch (layout) {
-    case Layout::same: return x;
-    case Layout::linear: return x.t().contiguous();
-    case Layout::convolution: return x.permute({2, 3, 1, 0}).contiguous();
-    case Layout::heads_in: return x.t().contiguous().unflatten(1, {heads, -1});
-    case Layout::heads_in_bias: return x.unflatten(0, {heads, -1});
-    default: return x.t().contiguous().unflatten(0, {heads, -1});
+    case Layout::same:
+      return x;
+    case Layout::linear:
+      return x.t().contiguous();
+    case Layout::convolution:
+      return x.permute({2, 3, 1, 0}).contiguous();
+    case Layout::heads_in:
+      return x.t().contiguous().unflatten(1, {heads, -1});
+    case Layout::heads_in_bias:
+      return x.unflatten(0, {heads, -1});
+    default:
+      return x.t().contiguous().unflatten(0, {heads, -1});
   }
 }
 
@@ -176,7 +109,8 @@ NamedTensors unwrapped(NamedTensors tensors) {
     for (const auto& [name, tensor] : tensors) {
       if (starts_with(name, wrapper)) inside.emplace_back(name.substr(std::string(wrapper).size()), tensor);
       // Hugging Face keeps the classifiers beside its backbone.
-      else if (name.find("classifier.") != std::string::npos) head.emplace_back(name, tensor);
+      else if (name.find("classifier.") != std::string::npos)
+        head.emplace_back(name, tensor);
     }
     if (inside.empty()) continue;
     inside.insert(inside.end(), head.begin(), head.end());
@@ -242,7 +176,9 @@ NamedTensors to_timm(const std::string& family_name, const NamedTensors& given) 
     for (int part = 0; part < 3; ++part)
       if (!stack.parts[part].defined())
         fail("convert_checkpoint", "query, key and value of " + name,
-             std::string("no ") + (part == 0 ? "query" : part == 1 ? "key" : "value"));
+             std::string("no ") + (part == 0   ? "query"
+                                   : part == 1 ? "key"
+                                               : "value"));
     converted[stack.position].second = at::cat({stack.parts[0], stack.parts[1], stack.parts[2]});
   }
   return converted;
@@ -274,8 +210,10 @@ NamedTensors from_timm(const std::string& family_name, const NamedTensors& tenso
 
 namespace {
 
-std::tuple<std::vector<at::Tensor>, std::vector<std::string>> convert_checkpoint(
-    std::string family, at::TensorList tensors, std::vector<std::string> names, bool inverse, int64_t heads) {
+std::tuple<std::vector<at::Tensor>, std::vector<std::string>> convert_checkpoint(std::string family,
+                                                                                 at::TensorList tensors,
+                                                                                 std::vector<std::string> names,
+                                                                                 bool inverse, int64_t heads) {
   if (tensors.size() != names.size())
     fail("convert_checkpoint", "one name for each of the " + std::to_string(tensors.size()) + " tensors",
          std::to_string(names.size()) + " names");
@@ -293,7 +231,8 @@ std::tuple<std::vector<at::Tensor>, std::vector<std::string>> convert_checkpoint
 }  // namespace regard
 
 TORCH_LIBRARY_FRAGMENT(regard, m) {
-  m.def("convert_checkpoint(str family, Tensor[] tensors, str[] names, bool inverse=False, int heads=0) "
-        "-> (Tensor[], str[])",
-        regard::guarded<&regard::convert_checkpoint>);
+  m.def(
+      "convert_checkpoint(str family, Tensor[] tensors, str[] names, bool inverse=False, int heads=0) "
+      "-> (Tensor[], str[])",
+      regard::guarded<&regard::convert_checkpoint>);
 }

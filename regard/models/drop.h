@@ -10,8 +10,8 @@ namespace regard {
 /// x (B, ...). Replayed from the context's seed. Stochastic depth (Huang et al., 2016).
 at::Tensor drop_path(const at::Tensor& x, double p, Context& context);
 
-/// x (B, prefix + patches, D) -> (B, prefix + K, D), K = max(1, int(patches (1 - p))): each sample keeps its prefix and K
-/// random patches, in random order. Replayed from the context's seed.
+/// x (B, prefix + patches, D) -> (B, prefix + K, D), K = max(1, int(patches (1 - p))): each sample keeps its prefix and
+/// K random patches, in random order. Replayed from the context's seed.
 at::Tensor drop_patches(const at::Tensor& x, int64_t prefix, int64_t patches, double p, Context& context);
 
 }  // namespace regard

@@ -75,7 +75,7 @@ at::Tensor resize_patch_kernel(const at::Tensor& weight, at::IntArrayRef size) {
   const int64_t old_count = weight.size(2) * weight.size(3);
   const auto options = weight.options().dtype(at::kDouble);
   const at::Tensor units = at::eye(old_count, options).view({old_count, 1, weight.size(2), weight.size(3)});
-  const at::Tensor transposed = bicubic(units, size).flatten(1);                       // R^T (p^2, p'^2)
+  const at::Tensor transposed = bicubic(units, size).flatten(1);                        // R^T (p^2, p'^2)
   const at::Tensor inverse = at::linalg_pinv(transposed.transpose(0, 1).contiguous());  // pinv(R) (p^2, p'^2)
   const at::Tensor resized = at::matmul(weight.flatten(2).to(at::kDouble), inverse);
   return resized.unflatten(-1, size.vec()).to(weight.scalar_type());
@@ -99,6 +99,5 @@ TORCH_LIBRARY_FRAGMENT(regard, m) {
   m.def("resize_positions(Tensor pos_embed, int[] old_grid, int[] new_grid, int prefix) -> Tensor",
         regard::guarded<&regard::resize_positions>);
   m.def("resize_patch_kernel(Tensor weight, int[] size) -> Tensor", regard::guarded<&regard::resize_patch_kernel>);
-  m.def("adapt_input_channels(Tensor weight, int channels) -> Tensor",
-        regard::guarded<&regard::adapt_input_channels>);
+  m.def("adapt_input_channels(Tensor weight, int channels) -> Tensor", regard::guarded<&regard::adapt_input_channels>);
 }

@@ -16,7 +16,7 @@ struct Pass {
   const Weights& weights;
   Context& context;
   std::shared_ptr<const Instance> mixer;
-  std::vector<int64_t> grid;     ///< of this image
+  std::vector<int64_t> grid;  ///< of this image
   int64_t prefix = 0;
   std::vector<at::Tensor> attention_maps, block_maps;
 };
@@ -121,8 +121,8 @@ at::Tensor block(Pass& pass, at::Tensor x, int64_t index) {
   const Weights w = pass.weights.under(name + ".");
   const double p = pass.config.drop_path(index);
   x = residual(pass, w, x, mix(pass, w, w.layer_norm(x, "norm1", vit_epsilon), name), "ls1.gamma", p);
-  const at::Tensor fed = vit_mlp(w.under("mlp."), w.layer_norm(x, "norm2", vit_epsilon), pass.config.proj_drop_rate,
-                                 pass.context);
+  const at::Tensor fed =
+      vit_mlp(w.under("mlp."), w.layer_norm(x, "norm2", vit_epsilon), pass.config.proj_drop_rate, pass.context);
   return residual(pass, w, x, fed, "ls2.gamma", p);
 }
 

@@ -74,18 +74,18 @@ struct ViT {
     void validate() const;
 
     // Derived.
-    std::vector<int64_t> image() const;   ///< (H, W)
-    std::vector<int64_t> patch() const;   ///< (p, q)
-    std::vector<int64_t> grid() const;    ///< floor(H/p), floor(W/q)
-    int64_t prefix() const;               ///< class + distillation + register tokens
-    int64_t hidden() const;               ///< int(mlp_ratio D)
-    bool positions() const;               ///< learned ones
-    bool layer_scale() const;             ///< init_values given and not 0
-    bool norm_after_pool() const;         ///< fc_norm resolved
-    double drop_path(int64_t block) const;  ///< drop_path_rate i / (depth - 1)
+    std::vector<int64_t> image() const;       ///< (H, W)
+    std::vector<int64_t> patch() const;       ///< (p, q)
+    std::vector<int64_t> grid() const;        ///< floor(H/p), floor(W/q)
+    int64_t prefix() const;                   ///< class + distillation + register tokens
+    int64_t hidden() const;                   ///< int(mlp_ratio D)
+    bool positions() const;                   ///< learned ones
+    bool layer_scale() const;                 ///< init_values given and not 0
+    bool norm_after_pool() const;             ///< fc_norm resolved
+    double drop_path(int64_t block) const;    ///< drop_path_rate i / (depth - 1)
     std::vector<int64_t> blocks_out() const;  ///< out_indices resolved, all when empty
     std::shared_ptr<const Instance> mixer_instance() const;
-    std::shared_ptr<const Instance> pool_instance() const;   ///< null without `pool`
+    std::shared_ptr<const Instance> pool_instance() const;  ///< null without `pool`
   };
 
   static Info info();

@@ -40,8 +40,7 @@ std::string pair_text(const std::vector<int64_t>& sizes) {
 std::shared_ptr<const Instance> inner(const std::string& id, Role role, const char* field, const json& offered,
                                       const std::string& given) {
   const Mechanism& found = mechanism(id);
-  if (found.info().role != role)
-    fail("vit", std::string(field) + " to name a " + field, "'" + id + "', which is none");
+  if (found.info().role != role) fail("vit", std::string(field) + " to name a " + field, "'" + id + "', which is none");
   json config = json::object();
   for (const auto& port : found.config_fields())
     if (offered.contains(port.name)) config[port.name] = offered[port.name];
@@ -52,8 +51,9 @@ std::shared_ptr<const Instance> inner(const std::string& id, Role role, const ch
 void check_tokens(const ViT::Config& c) {
   const Info& mixer = c.mixer_instance()->info();
   if (!mixer.takes_prefix && c.prefix() > 0)
-    fail("vit", "class_token false, reg_tokens 0 and distilled false with the mixer '" + c.mixer +
-                    "', which has no place for tokens outside the grid",
+    fail("vit",
+         "class_token false, reg_tokens 0 and distilled false with the mixer '" + c.mixer +
+             "', which has no place for tokens outside the grid",
          std::to_string(c.prefix()) + " such tokens");
   if (mixer.needs_grid && c.patch_drop_rate > 0)
     fail("vit", "patch_drop_rate 0 with the mixer '" + c.mixer + "', which needs the grid",
@@ -159,8 +159,8 @@ std::vector<int64_t> ViT::Config::blocks_out() const {
 }
 
 std::shared_ptr<const Instance> ViT::Config::mixer_instance() const {
-  const json offered = {{"width", embed_dim},     {"heads", num_heads},        {"qkv_bias", qkv_bias},
-                        {"out_bias", proj_bias},  {"qk_norm", qk_norm},        {"output_norm", scale_attn_norm},
+  const json offered = {{"width", embed_dim},          {"heads", num_heads},         {"qkv_bias", qkv_bias},
+                        {"out_bias", proj_bias},       {"qk_norm", qk_norm},         {"output_norm", scale_attn_norm},
                         {"attn_drop", attn_drop_rate}, {"norm_epsilon", vit_epsilon}};
   return inner(mixer, Role::mixer, "mixer", offered, mixer_config);
 }
@@ -180,8 +180,8 @@ void ViT::Config::validate() const {
   at_least("reg_tokens", reg_tokens, 0);
   if (embed_dim % num_heads)
     fail("vit", "embed_dim to be a multiple of num_heads " + std::to_string(num_heads), std::to_string(embed_dim));
-  if (!(mlp_ratio > 0) || hidden() < 1) fail("vit", "mlp_ratio with int(mlp_ratio * embed_dim) of at least 1",
-                                             std::to_string(mlp_ratio));
+  if (!(mlp_ratio > 0) || hidden() < 1)
+    fail("vit", "mlp_ratio with int(mlp_ratio * embed_dim) of at least 1", std::to_string(mlp_ratio));
   one_of("global_pool", global_pool, {"token", "avg", "max", "avgmax", "map", "prr", "", "none"});
   one_of("pos_embed", pos_embed, {"learn", "none", ""});
   one_of("weight_init", weight_init, {"", "jax", "jax_nlhb", "moco"});

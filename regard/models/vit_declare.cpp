@@ -22,9 +22,7 @@ struct Scheme {
   Init qkv(int64_t outputs, int64_t inputs) const { return linear(moco() ? outputs / 3 : outputs, inputs); }
   Init bias() const { return Init::zeros(); }
   Init mlp_bias() const { return jax() ? Init::normal(1e-6) : Init::zeros(); }
-  Init head() const {
-    return jax() ? Init::zeros() : linear(config.num_classes, config.embed_dim);
-  }
+  Init head() const { return jax() ? Init::zeros() : linear(config.num_classes, config.embed_dim); }
   Init head_bias() const {
     return config.weight_init == "jax_nlhb" ? Init::constant(-std::log(static_cast<double>(config.num_classes)))
                                             : Init::zeros();
@@ -41,8 +39,8 @@ struct Scheme {
 using Renames = std::array<std::pair<const char*, const char*>, 3>;
 
 /// softmax-attention's names to timm's; q_norm, k_norm and norm are the same in both.
-constexpr Renames attention_names = {{{"in_proj_weight", "qkv.weight"}, {"in_proj_bias", "qkv.bias"},
-                                      {"out_proj.", "proj."}}};
+constexpr Renames attention_names = {
+    {{"in_proj_weight", "qkv.weight"}, {"in_proj_bias", "qkv.bias"}, {"out_proj.", "proj."}}};
 
 std::string renamed(const std::string& name) {
   for (const auto& [from, to] : attention_names)

@@ -17,7 +17,8 @@ at::Tensor vit_pool(const ViT::Config& config, const Weights& weights, const at:
 /// fc2(drop(norm(drop(gelu(fc1 x))))) under `weights` (fc1, norm if declared, fc2); p the dropout rate in training.
 at::Tensor vit_mlp(const Weights& weights, const at::Tensor& x, double p, Context& context);
 
-/// The context of a mechanism inside the host: same path, mode and named inputs (those its Info lists), a seed of its own.
+/// The context of a mechanism inside the host: same path, mode and named inputs (those its Info lists), a seed of its
+/// own.
 Context inner_context(const Info& info, const std::string& name, Context& context);
 
 }  // namespace regard

@@ -20,16 +20,24 @@ struct Size {
 };
 
 constexpr Size sizes[] = {
-    {"tiny", 16, 192, 12, 3, 4},         {"small", 16, 384, 12, 6, 4},  {"medium", 16, 512, 12, 8, 4},
-    {"base", 16, 768, 12, 12, 4},        {"large", 16, 1024, 24, 16, 4}, {"huge", 14, 1280, 32, 16, 4},
-    {"giant", 14, 1408, 40, 16, 48.0 / 11}, {"gigantic", 14, 1664, 48, 16, 64.0 / 13},
+    {"tiny", 16, 192, 12, 3, 4},
+    {"small", 16, 384, 12, 6, 4},
+    {"medium", 16, 512, 12, 8, 4},
+    {"base", 16, 768, 12, 12, 4},
+    {"large", 16, 1024, 24, 16, 4},
+    {"huge", 14, 1280, 32, 16, 4},
+    {"giant", 14, 1408, 40, 16, 48.0 / 11},
+    {"gigantic", 14, 1664, 48, 16, 64.0 / 13},
 };
 
 json of_size(const std::string& name) {
   for (const Size& size : sizes)
     if (name == size.name)
-      return {{"patch_size", {size.patch}}, {"embed_dim", size.width}, {"depth", size.depth},
-              {"num_heads", size.heads},    {"mlp_ratio", size.ratio}};
+      return {{"patch_size", {size.patch}},
+              {"embed_dim", size.width},
+              {"depth", size.depth},
+              {"num_heads", size.heads},
+              {"mlp_ratio", size.ratio}};
   return {};
 }
 

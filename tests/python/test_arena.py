@@ -67,6 +67,32 @@ def test_table_and_json(tmp_path, capfd):
     assert len(re.findall(r"^\[\d/6\] .*%", text.err, re.M)) == 6 and "\x1b" not in text.err
 
 
+def test_bars_on_a_terminal(tmp_path):
+    primary, secondary = os.openpty()
+    code = "import sys, torch, regard; sys.exit(torch.ops.regard.cli(sys.argv[1:]))"
+    process = subprocess.Popen([sys.executable, "-c", code, "arena", "digits", "--run", str(tmp_path / "run"), "--mixers",
+                                "poolformer", "--pools", "mean", "--seeds", "2", "--workers", "1", "--epochs", "6"],
+                               stdout=subprocess.PIPE, stderr=secondary, text=True,
+                               env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    os.close(secondary)
+    shown = b""
+    while True:
+        try:
+            part = os.read(primary, 65536)
+        except OSError:   # the other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    assert process.wait(timeout=60) == 0
+    text = shown.decode()
+    assert "\x1b[1A\x1b[2K" in text and re.search(r"poolformer \+ mean, seed 0 +\[#+-+\] +\d+ %  .* left", text)
+    assert re.search(r"all: [01] of 2 trainings done +\[#*-+\]", text)
+    assert "poolformer" in process.stdout.read()
+    # What stays on the screen: the lines of finished trainings.
+    assert re.search(r"\[2/2\] poolformer \+ mean, seed 1: [\d.]+ % in", text)
+
+
 def test_parameters_are_those_of_the_model(tmp_path):
     _, report = arena(tmp_path, "--mixers", "softmax-attention", "--pools", "simpool", "--seeds", "1",
                       "--run", str(tmp_path / "run"))
@@ -81,7 +107,7 @@ def test_outcomes_do_not_depend_on_workers(tmp_path):
     for workers in ("1", "2"):
         folder = tmp_path / workers
         status, report = arena(tmp_path, "--mixers", "softmax-attention", "--pools", "mean,simpool", "--seeds", "2",
-                               "--workers", workers, "--run", str(folder))
+                               "--batch", "16", "--workers", workers, "--run", str(folder))
         assert status == 0
         files = sorted(folder.glob("*seed*.json"))
         assert len(files) == 4
@@ -98,11 +124,11 @@ def test_threads_are_given_back(tmp_path):
 
 def test_training_learns(tmp_path):
     report = tmp_path / "report.json"
-    status = torch.ops.regard.cli(["arena", "digits", "--epochs", "4", "--depth", "1", "--mixers", "softmax-attention",
+    status = torch.ops.regard.cli(["arena", "digits", "--epochs", "15", "--depth", "1", "--mixers", "softmax-attention",
                                    "--pools", "mean", "--seeds", "1", "--validate", "--json", str(report),
                                    "--run", str(tmp_path / "run")])
     result = json.loads(report.read_text())
-    assert status == 0 and result["held_out"] == "validation" and result["pairs"][0]["accuracy"] > 0.4
+    assert status == 0 and result["held_out"] == "validation" and result["pairs"][0]["accuracy"] > 0.5
     assert result["train_images"] + result["held_out_images"] == 1797 - 445
 
 
