@@ -124,7 +124,7 @@ def test_threads_are_given_back(tmp_path):
 
 def test_training_learns(tmp_path):
     report = tmp_path / "report.json"
-    status = torch.ops.regard.cli(["arena", "digits", "--epochs", "15", "--depth", "1", "--mixers", "softmax-attention",
+    status = torch.ops.regard.cli(["arena", "digits", "--epochs", "40", "--depth", "1", "--mixers", "softmax-attention",
                                    "--pools", "mean", "--seeds", "1", "--validate", "--json", str(report),
                                    "--run", str(tmp_path / "run")])
     result = json.loads(report.read_text())
