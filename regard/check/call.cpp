@@ -76,7 +76,8 @@ Case differentiable(const Case& example) {
 std::vector<at::Tensor> gradients(const at::Tensor& loss, const std::vector<at::Tensor>& tensors, bool create_graph) {
   std::vector<at::Tensor> result;
   if (loss.requires_grad()) {
-    result = torch::autograd::grad({loss}, tensors, {}, /*retain_graph=*/create_graph, create_graph, /*allow_unused=*/true);
+    result =
+        torch::autograd::grad({loss}, tensors, {}, /*retain_graph=*/create_graph, create_graph, /*allow_unused=*/true);
   }
   result.resize(tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {

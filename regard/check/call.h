@@ -30,7 +30,7 @@ at::Tensor call(const Case& example, const std::string& path);
 /// "x", inputs and weights of floating type, named ("x", "input.memory", "weight.wq.weight").
 struct Leaf {
   std::string name;
-  at::Tensor* place;            ///< inside the case that was asked
+  at::Tensor* place;  ///< inside the case that was asked
 };
 std::vector<Leaf> leaves(Case& example);
 
@@ -41,7 +41,8 @@ void retie(Case& example);
 Case differentiable(const Case& example);
 
 /// d loss / d leaf, zeros where the loss does not depend on it.
-std::vector<at::Tensor> gradients(const at::Tensor& loss, const std::vector<at::Tensor>& tensors, bool create_graph = false);
+std::vector<at::Tensor> gradients(const at::Tensor& loss, const std::vector<at::Tensor>& tensors,
+                                  bool create_graph = false);
 
 /// sum(output * w) with a fixed random w of the output's shape.
 at::Tensor projection(const at::Tensor& output);
@@ -49,7 +50,7 @@ at::Tensor projection(const at::Tensor& output);
 struct Evaluation {
   at::Tensor output;
   std::vector<std::string> names;
-  std::vector<at::Tensor> gradients;   ///< of projection(output), by leaf
+  std::vector<at::Tensor> gradients;  ///< of projection(output), by leaf
   double largest_gradient = 0;
 };
 Evaluation evaluate(const Case& example, const std::string& path);

@@ -44,7 +44,9 @@ Json capabilities_of(const Mechanism& mechanism, const std::string& options) {
   const bool gradients = outcome(report, "gradients") == "pass";
   return {{"id", info.id},
           {"family", info.family},
-          {"role", info.role == Role::mixer ? "mixer" : info.role == Role::pool ? "pool" : "host"},
+          {"role", info.role == Role::mixer  ? "mixer"
+                   : info.role == Role::pool ? "pool"
+                                             : "host"},
           {"passed", report.at("passed")},
           {"paths", report.at("paths")},
           {"causal", outcome(report, "causality") == "pass"},
@@ -52,7 +54,9 @@ Json capabilities_of(const Mechanism& mechanism, const std::string& options) {
           {"lengths", outcome(report, "padding") == "pass"},
           {"grid", info.needs_grid},
           {"maps", info.takes_maps},
-          {"prefix", info.needs_prefix ? "needed" : info.takes_prefix ? "taken" : "refused"},
+          {"prefix", info.needs_prefix   ? "needed"
+                     : info.takes_prefix ? "taken"
+                                         : "refused"},
           {"batch_independent", outcome(report, "batch") == "pass"},
           {"gradients", gradients},
           {"forward_mode", gradients && !any_note(report, "gradients", "forward mode is not available")},

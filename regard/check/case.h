@@ -11,18 +11,18 @@ namespace regard::checking {
 /// One call of a mechanism: a configuration, weights and inputs, all float64.
 struct Case {
   std::shared_ptr<const Instance> instance;
-  bool causal = false;                       ///< the configuration says causal = true
-  std::vector<at::Tensor> weights;           ///< in declared order
+  bool causal = false;              ///< the configuration says causal = true
+  std::vector<at::Tensor> weights;  ///< in declared order
   at::Tensor x;
   std::map<std::string, at::Tensor> inputs;
-  std::vector<int64_t> grid;                 ///< empty: no grid
+  std::vector<int64_t> grid;  ///< empty: no grid
   int64_t prefix = 0;
-  std::vector<std::string> outputs;          ///< wanted beside the main one
+  std::vector<std::string> outputs;  ///< wanted beside the main one
 
   /// What `attach_paths` found. A mechanism without attention has the one path "auto".
   std::vector<std::string> paths;
-  std::map<std::string, std::string> refused_paths;   ///< path -> the reason given
-  bool attends = false;                               ///< an attention op ran
+  std::map<std::string, std::string> refused_paths;  ///< path -> the reason given
+  bool attends = false;                              ///< an attention op ran
 
   bool has(const std::string& input) const { return inputs.count(input) != 0; }
   int64_t batch() const { return x.size(0); }
@@ -45,9 +45,9 @@ struct Case {
 /// The examples of a mechanism as calls small enough to check in a second; what could not be called, and why.
 struct Subject {
   const Info* info = nullptr;
-  std::vector<Case> cases;                   ///< smallest first
-  std::vector<std::string> refusals;         ///< "config ...: reason"
-  std::string unsupported;                   ///< why the theorems say nothing about this mechanism; "" otherwise
+  std::vector<Case> cases;            ///< smallest first
+  std::vector<std::string> refusals;  ///< "config ...: reason"
+  std::string unsupported;            ///< why the theorems say nothing about this mechanism; "" otherwise
   bool attends() const;
   bool has_input(const std::string& name) const;
 };

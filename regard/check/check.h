@@ -8,13 +8,14 @@ namespace regard {
 /// Runs the theorems on the registered mechanism `id` and returns a report as JSON.
 ///
 /// options (JSON object): "theorems", a list of names (default all of paths-agree, causality, gradients, empty-rows,
-/// padding, batch, maps, permutation, golden); "golden", the directory of golden cases (default the environment variable
-/// REGARD_GOLDEN); "seed", an integer (default 0). Equal options give equal reports.
+/// padding, batch, maps, permutation, golden); "golden", the directory of golden cases (default the environment
+/// variable REGARD_GOLDEN); "seed", an integer (default 0). Equal options give equal reports.
 ///
 /// report: {"id", "passed", "seed", "calls", "paths", "refused_calls", "theorems": [{"theorem", "statement", "outcome":
 /// "pass" | "fail" | "not applicable", "reason", "error", "tolerance", "exact", "paths", "cases", "claims", "failures",
-/// "failed_claims": {claim: times}, "notes", "counterexample": {"claim", "config", "inputs", "path", "index", "error", "expected", "found"}}]}.
-/// An error is relative to the largest magnitude of the tensor compared; one that is not finite is the text "infinite".
+/// "failed_claims": {claim: times}, "notes", "counterexample": {"claim", "config", "inputs", "path", "index", "error",
+/// "expected", "found"}}]}. An error is relative to the largest magnitude of the tensor compared; one that is not
+/// finite is the text "infinite".
 ///
 /// Throws regard::Error for an unknown id (with the nearest name), theorem or option.
 std::string check(const std::string& id, const std::string& options = "{}");
@@ -28,7 +29,8 @@ std::string check_table(const std::string& report);
 /// What each registered mechanism can do, computed by running the theorems: a JSON list sorted as the registry, of
 /// {"id", "family", "role", "passed", "paths": [...], "causal", "cross", "lengths", "grid", "maps": booleans, "prefix":
 /// "needed" | "taken" | "refused", "batch_independent", "gradients", "forward_mode": booleans, "order": "invariant" |
-/// "equivariant" | "ordered", "golden": an outcome}. The options are those of `check`; a theorem left out counts as false.
+/// "equivariant" | "ordered", "golden": an outcome}. The options are those of `check`; a theorem left out counts as
+/// false.
 std::string capabilities_json(const std::string& options = "{}");
 
 }  // namespace regard

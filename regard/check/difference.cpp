@@ -18,7 +18,9 @@ double magnitude(const at::Tensor& tensor) {
   return at::nan_to_num(tensor.detach().to(at::kDouble), 0, 0, 0).abs().max().item<double>();
 }
 
-bool finite(const at::Tensor& tensor) { return tensor.numel() == 0 || at::isfinite(tensor.detach()).all().item<bool>(); }
+bool finite(const at::Tensor& tensor) {
+  return tensor.numel() == 0 || at::isfinite(tensor.detach()).all().item<bool>();
+}
 
 Difference difference(const at::Tensor& expected, const at::Tensor& found, double scale) {
   if (expected.sizes() != found.sizes()) {

@@ -20,7 +20,16 @@ void Findings::at(const Case& example, const std::string& path) {
   if (!path.empty()) keep_once(paths_, path);
 }
 
-void Findings::note(const std::string& text) { keep_once(notes_, text); }
+void Findings::note(const std::string& fact, const std::string& detail) {
+  const bool known = std::any_of(notes_.begin(), notes_.end(), [&](const auto& note) { return note.first == fact; });
+  if (!known) notes_.emplace_back(fact, detail);
+}
+
+std::vector<std::string> Findings::notes() const {
+  std::vector<std::string> lines;
+  for (const auto& [fact, detail] : notes_) lines.push_back(detail.empty() ? fact : fact + ": " + detail);
+  return lines;
+}
 
 bool Findings::record(const std::string& what, const Difference& difference, bool holds) {
   ++claims_;
@@ -43,7 +52,8 @@ bool Findings::record(const std::string& what, const Difference& difference, boo
 
 bool Findings::compare(const std::string& what, const at::Tensor& expected, const at::Tensor& found, double scale) {
   if (expected.sizes() != found.sizes()) {
-    return record(what + ": shape " + shape_text(found.sizes()) + " instead of " + shape_text(expected.sizes()), {}, false);
+    return record(what + ": shape " + shape_text(found.sizes()) + " instead of " + shape_text(expected.sizes()), {},
+                  false);
   }
   const Difference worst = difference(expected, found, scale);
   error_ = std::max(error_, worst.error);

@@ -12,12 +12,12 @@ namespace regard::checking {
 
 /// The smallest case in which a theorem does not hold.
 struct Counterexample {
-  std::string what;             ///< the claim that failed
-  std::string config;           ///< canonical JSON
-  std::string inputs;           ///< shapes of x and of the inputs beside it
+  std::string what;    ///< the claim that failed
+  std::string config;  ///< canonical JSON
+  std::string inputs;  ///< shapes of x and of the inputs beside it
   std::string path;
-  int64_t size = 0;             ///< entries of x
-  std::vector<int64_t> index;   ///< of the worst entry, when tensors were compared
+  int64_t size = 0;            ///< entries of x
+  std::vector<int64_t> index;  ///< of the worst entry, when tensors were compared
   double error = 0, expected = 0, found = 0;
 };
 
@@ -35,8 +35,8 @@ class Findings {
   bool compare(const std::string& what, double error, double expected, double found);
   /// Claim: a plain fact.
   bool claim(const std::string& what, bool holds);
-  /// A reported fact, no claim; each is kept once.
-  void note(const std::string& text);
+  /// A reported fact, no claim; each fact is kept once, with the first detail seen.
+  void note(const std::string& fact, const std::string& detail = "");
   /// Counted once a case.
   void count() { ++cases_; }
 
@@ -47,7 +47,7 @@ class Findings {
   int64_t cases() const { return cases_; }
   int64_t claims() const { return claims_; }
   int64_t failures() const { return failures_; }
-  const std::vector<std::string>& notes() const { return notes_; }
+  std::vector<std::string> notes() const;
   const std::vector<std::string>& paths() const { return paths_; }
   /// How often each claim failed.
   const std::map<std::string, int64_t>& failed_claims() const { return failed_claims_; }
@@ -62,7 +62,8 @@ class Findings {
   int64_t cases_ = 0, claims_ = 0, failures_ = 0;
   const Case* case_ = nullptr;
   std::string path_;
-  std::vector<std::string> notes_, paths_;
+  std::vector<std::pair<std::string, std::string>> notes_;
+  std::vector<std::string> paths_;
   std::map<std::string, int64_t> failed_claims_;
   std::optional<Counterexample> counterexample_;
 };

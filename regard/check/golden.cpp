@@ -20,8 +20,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 namespace fs = std::filesystem;
 
-constexpr double kTolerance = 1e-9;        // float64, composite
-constexpr double kFusedTolerance = 1e-5;   // float32, fused
+constexpr double kTolerance = 1e-9;       // float64, composite
+constexpr double kFusedTolerance = 1e-5;  // float32, fused
 
 std::vector<std::string> files_of(const std::string& directory, const std::string& id) {
   if (!fs::is_directory(directory)) fail("golden", "a directory of golden cases", "'" + directory + "'");
@@ -62,7 +62,7 @@ void add_fused(const GoldenFile& file, const GoldenCase& mapped, std::vector<Gol
   GoldenRun run;
   try {
     run = run_golden_case(file, mapped, "fused", at::kFloat, std::max(kFusedTolerance, tolerance_of(file)));
-  } catch (const Refusal& refusal) {   // not run, and said so
+  } catch (const Refusal& refusal) {  // not run, and said so
     run.path = "fused";
     run.type = at::kFloat;
     run.passed = true;
@@ -72,8 +72,14 @@ void add_fused(const GoldenFile& file, const GoldenCase& mapped, std::vector<Gol
 }
 
 Json run_file(const Mechanism& mechanism, const std::string& path) {
-  Json json = {{"file", fs::path(path).filename().string()}, {"source", ""}, {"config", nullptr}, {"passed", false},
-               {"reason", ""}, {"unmatched", Json::array()}, {"missing", Json::array()}, {"runs", Json::array()}};
+  Json json = {{"file", fs::path(path).filename().string()},
+               {"source", ""},
+               {"config", nullptr},
+               {"passed", false},
+               {"reason", ""},
+               {"unmatched", Json::array()},
+               {"missing", Json::array()},
+               {"runs", Json::array()}};
   try {
     refusing([&] {
       const GoldenFile file = read_golden_file(path);
@@ -90,7 +96,8 @@ Json run_file(const Mechanism& mechanism, const std::string& path) {
       if (!mapped.missing.empty()) json["reason"] = "the file lacks weight " + mapped.missing.front();
       for (const GoldenRun& run : runs) {
         passed = passed && run.passed;
-        if (!run.passed) json["reason"] = run.reason.empty() ? "a tensor differs on the " + run.path + " path" : run.reason;
+        if (!run.passed)
+          json["reason"] = run.reason.empty() ? "a tensor differs on the " + run.path + " path" : run.reason;
         json["runs"].push_back(run_json(run));
       }
       json["passed"] = passed;
@@ -131,9 +138,14 @@ void summarize(Json& report) {
         if (tensor["passed"].get<bool>()) continue;
         report["failures"] = report["failures"].get<int64_t>() + 1;
         if (!report["counterexample"].is_null()) continue;
-        report["counterexample"] = {{"claim", tensor["name"]}, {"config", file["config"]}, {"inputs", where}, {"path", path},
-                                    {"index", tensor["index"]}, {"error", tensor["error"]},
-                                    {"expected", tensor["expected"]}, {"found", tensor["found"]}};
+        report["counterexample"] = {{"claim", tensor["name"]},
+                                    {"config", file["config"]},
+                                    {"inputs", where},
+                                    {"path", path},
+                                    {"index", tensor["index"]},
+                                    {"error", tensor["error"]},
+                                    {"expected", tensor["expected"]},
+                                    {"found", tensor["found"]}};
       }
     }
   }
@@ -147,9 +159,18 @@ std::string golden(const std::string& id, const std::string& directory) {
   const Mechanism& subject = mechanism(id);
   const char* set = std::getenv("REGARD_GOLDEN");
   const std::string folder = !directory.empty() ? directory : set ? set : "";
-  Json report = {{"id", id},     {"directory", folder},        {"passed", true},       {"reason", ""},
-                 {"error", 0.0}, {"tolerance", checking::kTolerance}, {"paths", Json::array()}, {"claims", 0},
-                 {"failures", 0}, {"notes", Json::array()},    {"counterexample", nullptr}, {"files", Json::array()}};
+  Json report = {{"id", id},
+                 {"directory", folder},
+                 {"passed", true},
+                 {"reason", ""},
+                 {"error", 0.0},
+                 {"tolerance", checking::kTolerance},
+                 {"paths", Json::array()},
+                 {"claims", 0},
+                 {"failures", 0},
+                 {"notes", Json::array()},
+                 {"counterexample", nullptr},
+                 {"files", Json::array()}};
   // Cases that cannot run on the mechanism alone are named with the reason, not counted as run.
   const std::string& excuse = subject.info().golden.excuse;
   const std::vector<std::string> files = checking::files_of(folder, id);

@@ -1,8 +1,7 @@
-// Runs a golden case. Official layouts are ours at the edges only: leaves keep the shapes of the file, so that gradients
-// come out in them.
+// Runs a golden case. Official layouts are ours at the edges only: leaves keep the shapes of the file, so that
+// gradients come out in them.
 
 #include "regard/check/golden_run.h"
-
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
@@ -16,7 +15,7 @@ namespace {
 
 struct Prepared {
   Case example;
-  std::map<std::string, at::Tensor> leaves;   // "in.x", "param.beta": differentiable, in the file's shapes
+  std::map<std::string, at::Tensor> leaves;  // "in.x", "param.beta": differentiable, in the file's shapes
 };
 
 at::Tensor typed(const at::Tensor& tensor, at::ScalarType type) {
@@ -65,7 +64,8 @@ Prepared prepare(const GoldenFile& file, const GoldenCase& mapped, at::ScalarTyp
     for (size_t i = 0; i < declared.size(); ++i) {
       if (target.kind != Target::Kind::weight || declared[i].name != target.name) continue;
       if (tensor.numel() != example.weights[i].numel()) {
-        fail("golden", "param." + name + " with the entries of " + shape_text(declared[i].shape), shape_text(tensor.sizes()));
+        fail("golden", "param." + name + " with the entries of " + shape_text(declared[i].shape),
+             shape_text(tensor.sizes()));
       }
       example.weights[i] = leaf("param." + name, tensor).reshape(declared[i].shape);
     }
@@ -107,11 +107,13 @@ Comparison compare(const std::string& name, const at::Tensor& expected, const at
   result.expected = worst.expected;
   result.found = worst.found;
   result.passed = worst.error <= tolerance;
-  if (!result.passed && magnitude(expected) <= zero) {   // a gradient that is truly zero
+  if (!result.passed && magnitude(expected) <= zero) {  // a gradient that is truly zero
     const double absolute = difference(expected, ours, 1).error;
     result.passed = absolute <= zero;
-    if (result.passed) result.error = 0;
-    else result.reason = "the gradient should be zero";
+    if (result.passed)
+      result.error = 0;
+    else
+      result.reason = "the gradient should be zero";
   }
   return result;
 }
@@ -147,7 +149,7 @@ void compare_gradients(const GoldenFile& file, const GoldenCase& mapped, const P
   std::vector<at::Tensor> tensors;
   double largest = 0;
   for (const auto& [name, gradient] : expected) {
-    if (!prepared.leaves.count(name)) continue;   // reported as unmatched, or ignored
+    if (!prepared.leaves.count(name)) continue;  // reported as unmatched, or ignored
     names.push_back(name);
     tensors.push_back(prepared.leaves.at(name));
     largest = std::max(largest, magnitude(gradient));
@@ -179,15 +181,15 @@ std::map<std::string, at::Tensor> outputs_of(const GoldenCase& mapped, Case exam
 
 }  // namespace
 
-GoldenRun run_golden_case(const GoldenFile& file, const GoldenCase& mapped, const std::string& path, at::ScalarType type,
-                          double tolerance) {
+GoldenRun run_golden_case(const GoldenFile& file, const GoldenCase& mapped, const std::string& path,
+                          at::ScalarType type, double tolerance) {
   const c10::AutoGradMode grad(true);
   GoldenRun run;
   run.path = path;
   run.type = type;
   const Prepared prepared = prepare(file, mapped, type);
   const PathCounts before = counts_now();
-  call(prepared.example, path);   // alone: a weight matrix asked for beside it is always composite
+  call(prepared.example, path);  // alone: a weight matrix asked for beside it is always composite
   const PathCounts counts = since(before);
   const auto outputs = outputs_of(mapped, prepared.example, path);
   run.ran = true;

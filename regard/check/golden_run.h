@@ -9,11 +9,11 @@ namespace regard::checking {
 
 /// One tensor of the file against ours.
 struct Comparison {
-  std::string name;             ///< "out.y", "grad.param.wq.weight"
-  double error = 0;             ///< over the tensor's largest magnitude
+  std::string name;  ///< "out.y", "grad.param.wq.weight"
+  double error = 0;  ///< over the tensor's largest magnitude
   double tolerance = 0;
   bool passed = false;
-  std::string reason;           ///< when the shapes differ, or a zero gradient is not zero
+  std::string reason;  ///< when the shapes differ, or a zero gradient is not zero
   std::vector<int64_t> index;
   double expected = 0, found = 0;
 };
@@ -22,14 +22,14 @@ struct Comparison {
 struct GoldenRun {
   std::string path;
   at::ScalarType type = at::kDouble;
-  bool ran = false;             ///< false: the path was refused, and `reason` says why
+  bool ran = false;  ///< false: the path was refused, and `reason` says why
   bool passed = false;
   std::string reason;
   std::vector<Comparison> tensors;
 };
 
 /// Forward and backward of the case; compares every output that has a place and every gradient.
-GoldenRun run_golden_case(const GoldenFile& file, const GoldenCase& mapped, const std::string& path, at::ScalarType type,
-                          double tolerance);
+GoldenRun run_golden_case(const GoldenFile& file, const GoldenCase& mapped, const std::string& path,
+                          at::ScalarType type, double tolerance);
 
 }  // namespace regard::checking

@@ -50,10 +50,21 @@ Json entry(const Theorem& theorem, const Findings& findings) {
 
 namespace {
 
-Json bare_entry(const std::string& theorem, const std::string& statement, const char* outcome, const std::string& reason) {
-  return {{"theorem", theorem}, {"statement", statement}, {"outcome", outcome}, {"reason", reason},
-          {"error", 0.0},       {"tolerance", 0.0},       {"exact", true},      {"paths", Json::array()},
-          {"cases", 0},         {"claims", 0},            {"failures", 0},      {"failed_claims", Json::object()}, {"notes", Json::array()},
+Json bare_entry(const std::string& theorem, const std::string& statement, const char* outcome,
+                const std::string& reason) {
+  return {{"theorem", theorem},
+          {"statement", statement},
+          {"outcome", outcome},
+          {"reason", reason},
+          {"error", 0.0},
+          {"tolerance", 0.0},
+          {"exact", true},
+          {"paths", Json::array()},
+          {"cases", 0},
+          {"claims", 0},
+          {"failures", 0},
+          {"failed_claims", Json::object()},
+          {"notes", Json::array()},
           {"counterexample", nullptr}};
 }
 
@@ -69,7 +80,9 @@ Json failed_entry(const std::string& theorem, const std::string& statement, cons
 
 namespace {
 
-std::string error_text(const Json& error) { return error.is_number() ? fmt::format("{:.1e}", error.get<double>()) : "infinite"; }
+std::string error_text(const Json& error) {
+  return error.is_number() ? fmt::format("{:.1e}", error.get<double>()) : "infinite";
+}
 
 std::string joined(const Json& list) {
   std::string text;
@@ -95,8 +108,9 @@ std::string details(const Json& entry) {
     text += fmt::format("\n{} fails: {}\n", name, entry.at("reason").get<std::string>());
     const Json& example = entry.at("counterexample");
     if (!example.is_null()) {
-      text += fmt::format("  smallest case: {}\n  configuration: {}\n  path: {}\n", example.at("inputs").get<std::string>(),
-                          example.at("config").dump(), example.at("path").get<std::string>());
+      text +=
+          fmt::format("  smallest case: {}\n  configuration: {}\n  path: {}\n", example.at("inputs").get<std::string>(),
+                      example.at("config").dump(), example.at("path").get<std::string>());
       if (!example.at("index").empty()) {
         text += fmt::format("  at {}: expected {}, found {}\n", example.at("index").dump(),
                             example.at("expected").dump(), example.at("found").dump());
@@ -118,7 +132,8 @@ std::string check_table(const std::string& report) {
   std::string text = fmt::format("{}: {} ({} calls; paths: {})\n", json.at("id").get<std::string>(),
                                  json.at("passed").get<bool>() ? "passed" : "FAILED", json.at("calls").get<int64_t>(),
                                  checking::joined(json.at("paths")));
-  text += fmt::format("{:<12} {:<15} {:>9} {:>9} {:>6}  {}\n", "theorem", "outcome", "error", "bound", "cases", "paths");
+  text +=
+      fmt::format("{:<12} {:<15} {:>9} {:>9} {:>6}  {}\n", "theorem", "outcome", "error", "bound", "cases", "paths");
   for (const auto& entry : json.at("theorems")) text += checking::row(entry);
   std::string below;
   for (const auto& entry : json.at("theorems")) below += checking::details(entry);

@@ -29,12 +29,13 @@ std::vector<std::string> configurations(const Mechanism& mechanism) {
 // One family of calls: sizes, and the inputs brought beside x.
 struct Shape {
   int64_t batch = 2;
-  std::vector<int64_t> grid;      // one entry: a plain length
+  std::vector<int64_t> grid;  // one entry: a plain length
   int64_t prefix = 0;
   std::vector<std::string> inputs;
 };
 
-// One token, odd and prime lengths, one at the width of a vector register, as grids of several ranks where there are any.
+// One token, odd and prime lengths, one at the width of a vector register, as grids of several ranks where there are
+// any.
 std::vector<std::vector<int64_t>> sizes(const Info& info) {
   if (info.needs_grid) return {{1, 1}, {5}, {2, 3}, {4, 4}, {2, 3, 2}};
   return {{1}, {5}, {7}, {16}};
@@ -72,11 +73,12 @@ int64_t product(const std::vector<int64_t>& sizes) {
 }
 
 int64_t integer(const Json& config, const char* key, int64_t otherwise) {
-  return config.contains(key) && config[key].is_number_integer() && config[key] > 0 ? config[key].get<int64_t>() : otherwise;
+  return config.contains(key) && config[key].is_number_integer() && config[key] > 0 ? config[key].get<int64_t>()
+                                                                                    : otherwise;
 }
 
 struct Sizes {
-  int64_t batch, queries, memory;   // tokens of x and of the memory
+  int64_t batch, queries, memory;  // tokens of x and of the memory
   bool cross;
   int64_t keys() const { return cross ? memory : queries; }
 };
@@ -105,7 +107,7 @@ at::Tensor make_input(const std::string& name, const Json& config, const Sizes& 
   if (name == "memory_segments") return segments(sizes.batch, sizes.memory);
   if (name == "hidden" || name == "key_hidden") {
     at::Tensor hidden = normal({name == "hidden" ? sizes.queries : sizes.batch, sizes.keys()}, generator) > 0.5;
-    hidden.select(1, 0).fill_(false);   // every query keeps the first key
+    hidden.select(1, 0).fill_(false);  // every query keeps the first key
     return hidden;
   }
   return {};

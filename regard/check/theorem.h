@@ -15,8 +15,8 @@ class Theorem {
  public:
   virtual ~Theorem() = default;
   virtual const char* name() const = 0;
-  virtual const char* statement() const = 0;      ///< one line, for people
-  virtual double tolerance() const = 0;           ///< relative to the largest magnitude of the tensor compared
+  virtual const char* statement() const = 0;  ///< one line, for people
+  virtual double tolerance() const = 0;       ///< relative to the largest magnitude of the tensor compared
   /// "" when the theorem says something about this mechanism, else why it does not.
   virtual std::string excuse(const Subject& subject) const = 0;
   /// Cases worth running: those that bring what the theorem is about.

@@ -80,7 +80,9 @@ struct PaddedMeanPool {
 struct DetachedMixer {
   using Config = Width;
   static Info info() { return faulty("faulty-gradient", Role::mixer, "the gradient lacks a term"); }
-  static void declare(const Config& config, Declaration& weights) { weights.linear("gate", config.width, config.width); }
+  static void declare(const Config& config, Declaration& weights) {
+    weights.linear("gate", config.width, config.width);
+  }
   static at::Tensor forward(const Config&, const Weights& weights, const at::Tensor& x, Context&) {
     return x * at::sigmoid(weights.linear(x, "gate")).detach() + 0.1 * weights.linear(x, "gate");
   }

@@ -12,7 +12,7 @@ class Batch final : public Theorem {
  public:
   const char* name() const override { return "batch"; }
   const char* statement() const override { return "a sample's output and gradient do not depend on its batch-mates"; }
-  double tolerance() const override { return 1e-12; }   // rounding of torch's own products
+  double tolerance() const override { return 1e-12; }  // rounding of torch's own products
   std::string excuse(const Subject& subject) const override {
     return subject.info->couples_batch ? "it declares that it couples the batch" : "";
   }

@@ -26,7 +26,7 @@ class EmptyRows final : public Theorem {
   const char* statement() const override {
     return "a row without keys gives a finite output and zero gradients, and disturbs no other";
   }
-  double tolerance() const override { return 1e-12; }   // rounding of torch's own products
+  double tolerance() const override { return 1e-12; }  // rounding of torch's own products
   std::string excuse(const Subject& subject) const override {
     for (const Case& example : subject.cases) {
       if (wants(example)) return "";
@@ -96,11 +96,12 @@ class EmptyRows final : public Theorem {
         const Evaluation found = evaluate(empty, path);
         findings.claim("output without " + what + " is finite", finite(found.output));
         findings.claim("gradients without " + what + " are finite", all_finite(found.gradients));
-        if (what == "tokens") findings.note("no tokens: a finite answer");
+        if (what == "tokens") findings.note("no tokens give an empty or finite answer");
       } catch (const Refusal& refusal) {
-        findings.note("no " + what + ": refused, " + refusal.what());
+        findings.note("no " + what + " are refused", refusal.what());
       } catch (const std::exception& exception) {
-        findings.claim("no " + what + " is answered or refused in clear words; raised: " + message_of(exception), false);
+        findings.claim("no " + what + " is answered or refused in clear words; raised: " + message_of(exception),
+                       false);
       }
       findings.at(example, path);
     };

@@ -20,7 +20,7 @@ namespace {
 // maximum) within the first.
 constexpr double kSteps[] = {3e-4, 3e-5, 3e-6};
 constexpr double kTolerance = 1e-6;
-constexpr double kGood = 1e-7;   // no smaller step is tried
+constexpr double kGood = 1e-7;  // no smaller step is tried
 // A derivative much smaller than the case's largest is measured against that one: it may be zero but for rounding.
 constexpr double kFloor = 1e-3;
 
@@ -96,7 +96,8 @@ class Gradients final : public Theorem {
         return projection(call(c, path)).item<double>();
       };
       const std::vector<at::Tensor> direction = random_direction(places, 7);
-      const std::vector<at::Tensor> first = gradients(projection(call(example, path)), values(places), /*create_graph=*/true);
+      const std::vector<at::Tensor> first =
+          gradients(projection(call(example, path)), values(places), /*create_graph=*/true);
       compare_all("first", example, places, direction, first, largest_part(first, direction), loss, findings);
       check_forward_mode(example, places, direction, first, path, findings);
       check_second_order(example, places, direction, first, path, findings);
@@ -105,8 +106,8 @@ class Gradients final : public Theorem {
 
  private:
   // Keeps the best step: a kink inside a step spoils its slope, never a smaller one's.
-  static bool agree(const std::string& what, double derivative, double scale, const std::function<double(double)>& numeric,
-                    Findings& findings) {
+  static bool agree(const std::string& what, double derivative, double scale,
+                    const std::function<double(double)>& numeric, Findings& findings) {
     double error = std::numeric_limits<double>::infinity(), found = 0;
     for (const double h : kSteps) {
       const double slope = numeric(h);
@@ -123,13 +124,15 @@ class Gradients final : public Theorem {
   static void compare_all(const std::string& order, const Case& example, const std::vector<Leaf>& places,
                           const std::vector<at::Tensor>& direction, const std::vector<at::Tensor>& derivative,
                           double scale, const Function& f, Findings& findings) {
-    const bool whole = agree(order + " derivative along all tensors", dot(derivative, direction), scale,
-                             [&](double h) { return slope(example, direction, h, f); }, findings);
+    const bool whole = agree(
+        order + " derivative along all tensors", dot(derivative, direction), scale,
+        [&](double h) { return slope(example, direction, h, f); }, findings);
     if (whole) return;
     for (size_t i = 0; i < places.size(); ++i) {
       const std::vector<at::Tensor> one = only(direction, i);
-      agree(order + " derivative in " + places[i].name, dot(derivative, one), scale,
-            [&](double h) { return slope(example, one, h, f); }, findings);
+      agree(
+          order + " derivative in " + places[i].name, dot(derivative, one), scale,
+          [&](double h) { return slope(example, one, h, f); }, findings);
     }
   }
 
@@ -171,13 +174,15 @@ class Gradients final : public Theorem {
       const at::Tensor output = projection(call(dual, path));
       tangent = std::get<1>(at::_unpack_dual(output, static_cast<int64_t>(level.index)));
     } catch (const std::exception& exception) {
-      findings.note(std::string("forward mode is not available: ") + message_of(exception));
+      findings.note("forward mode is not available", message_of(exception));
       return;
     }
     const double expected = dot(first, direction);
     const double found = tangent.defined() ? tangent.item<double>() : 0;
     findings.compare("forward mode equals backward mode",
-                     std::abs(found - expected) / std::max({std::abs(expected), std::abs(found), kFloor * largest_part(first, direction), 1e-12}), expected, found);
+                     std::abs(found - expected) / std::max({std::abs(expected), std::abs(found),
+                                                            kFloor * largest_part(first, direction), 1e-12}),
+                     expected, found);
   }
 };
 

@@ -10,7 +10,7 @@ class Maps final : public Theorem {
  public:
   const char* name() const override { return "maps"; }
   const char* statement() const override { return "a map (B, D, H, W) gives what its tokens give, read row by row"; }
-  double tolerance() const override { return 1e-12; }   // rounding: the same sums over another layout
+  double tolerance() const override { return 1e-12; }  // rounding: the same sums over another layout
   std::string excuse(const Subject& subject) const override {
     return subject.info->takes_maps ? "" : "it takes no maps";
   }
@@ -26,7 +26,8 @@ class Maps final : public Theorem {
       const at::Tensor expected = call(example, path);
       const at::Tensor found = call(example.with_x(map), path);
       const bool pool = expected.dim() == 2;
-      findings.compare("the map's output equals the tokens'", expected, pool ? found : found.flatten(2).transpose(1, 2));
+      findings.compare("the map's output equals the tokens'", expected,
+                       pool ? found : found.flatten(2).transpose(1, 2));
     }
   }
 };

@@ -10,8 +10,8 @@ namespace regard::checking {
 namespace {
 
 struct Side {
-  std::string lengths;   // "lengths"
-  std::string tensor;    // "x"
+  std::string lengths;  // "lengths"
+  std::string tensor;   // "x"
 };
 
 // (B, L, 1), true at padding.
@@ -30,7 +30,7 @@ class Padding final : public Theorem {
  public:
   const char* name() const override { return "padding"; }
   const char* statement() const override { return "padding never matters, whatever it holds; padded equals unpadded"; }
-  double tolerance() const override { return 1e-12; }   // rounding of torch's own products
+  double tolerance() const override { return 1e-12; }  // rounding of torch's own products
   std::string excuse(const Subject& subject) const override {
     return subject.has_input("lengths") || subject.has_input("memory_lengths") ? "" : "it takes no lengths";
   }
@@ -91,7 +91,7 @@ class Padding final : public Theorem {
 
   // Each sample alone, cut to its length, without that input.
   static void unpadded(const Case& example, const Side& side, const std::string& path, Findings& findings) {
-    if (example.grid.size() > 1) return;   // a grid of rows and columns cannot be cut
+    if (example.grid.size() > 1) return;  // a grid of rows and columns cannot be cut
     const at::Tensor whole = visible(example, call(example, path));
     for (int64_t b = 0; b < example.batch(); ++b) {
       Case alone = example.rows(b, b + 1);

@@ -11,7 +11,9 @@ namespace {
 class PathsAgree final : public Theorem {
  public:
   const char* name() const override { return "paths-agree"; }
-  const char* statement() const override { return "the fused, stripe and composite paths give one output and one gradient"; }
+  const char* statement() const override {
+    return "the fused, stripe and composite paths give one output and one gradient";
+  }
   double tolerance() const override { return 1e-11; }
   std::string excuse(const Subject& subject) const override {
     return subject.attends() ? "" : "it runs no attention op, so it has one path";
@@ -37,7 +39,7 @@ class PathsAgree final : public Theorem {
                          found.gradients[i], scale);
       }
     }
-    for (const auto& [path, reason] : example.refused_paths) findings.note(path + " refused: " + reason);
+    for (const auto& [path, reason] : example.refused_paths) findings.note(path + " refused", reason);
   }
 };
 

@@ -39,8 +39,9 @@ class Permutation final : public Theorem {
     const bool pool = straight.dim() == 2;
     const at::Tensor expected = pool ? straight : straight.index_select(1, index);
     const bool holds = difference(expected, permuted).error <= tolerance();
-    const std::string fact = pool ? (holds ? "invariant" : "not invariant") : (holds ? "equivariant" : "not equivariant");
-    findings.note(fact + " with " + example.instance->config());
+    const std::string fact =
+        pool ? (holds ? "invariant" : "not invariant") : (holds ? "equivariant" : "not equivariant");
+    findings.note(fact, "as with " + example.instance->config());
     findings.claim("reported", true);
   }
 };
