@@ -1,4 +1,4 @@
-// Gradients of regard::attention and regard::attention_backward, in every mode.
+// Gradients of regard::attend and regard::attention_backward, in every mode.
 //
 // Reverse: a hand-written node whose backward is the op attention_backward, called through the dispatcher, so that
 // torch.func, torch.compile and the fused kernels see it. Forward mode, the composite path, and the derivative of the
@@ -17,41 +17,34 @@ namespace {
 using torch::autograd::Node;
 using torch::autograd::variable_list;
 
-/// q, k, v, sinks, captures, operands: the inputs that may carry a gradient, in one order everywhere.
-std::vector<at::Tensor> inputs_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const OptionalTensor& sinks,
-                                  at::TensorList captures, at::TensorList operands) {
-  std::vector<at::Tensor> inputs = {q, k, v, defined(sinks)};
-  inputs.insert(inputs.end(), captures.begin(), captures.end());
-  inputs.insert(inputs.end(), operands.begin(), operands.end());
-  return inputs;
-}
-
 struct AttentionBackward final : Node {
   std::string spec, path;
   c10::SymInt query_offset;
   size_t captures = 0;
-  Saved inputs, outputs, seed;
+  Saved inputs, outputs, seed;   // inputs: q, k, v, captures, operands, sinks
   std::string name() const override { return "AttentionBackward"; }
 
   variable_list apply(variable_list&& grads) override {
     const auto in = inputs.unpack(nullptr), out = outputs.unpack(getptr());
+    const size_t sinks = in.size() - 1;
     variable_list result(in.size());
     if (!grads[0].defined() && !grads[1].defined() && !grads[2].defined()) return result;
-    std::array<bool, 6> wanted{};
+    std::array<bool, 6> wanted{};   // q, k, v, sinks, captures, operands
     for (size_t i = 0; i < in.size(); ++i)
-      if (task_should_compute_output(i)) wanted[group_of(i)] = true;
+      if (task_should_compute_output(i)) wanted[i < 3 ? i : i == sinks ? 3 : i < 3 + captures ? 4 : 5] = true;
     const at::Tensor grad_o = grads[0].defined() ? grads[0] : at::zeros_symint(out[0].sym_sizes(), out[0].options());
     const auto some = [](const at::Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
-    const auto first_operand = in.begin() + 4 + static_cast<std::ptrdiff_t>(captures);
-    const auto g = call_attention_backward(grad_o, some(grads[1]), some(grads[2]), out[0], out[1], in[0], in[1], in[2], spec,
-                                           at::TensorList(in).slice(4, captures),
-                                           std::vector<at::Tensor>(first_operand, in.end()), some(in[3]),
-                                           some(seed.unpack(nullptr)[0]), query_offset, path, wanted);
-    variable_list all = {std::get<0>(g), std::get<1>(g), std::get<2>(g), std::get<3>(g)};
-    all.insert(all.end(), std::get<4>(g).begin(), std::get<4>(g).end());
-    all.insert(all.end(), std::get<5>(g).begin(), std::get<5>(g).end());
-    for (size_t i = 0; i < in.size(); ++i)
-      if (task_should_compute_output(i)) result[i] = i == 3 ? all[i].reshape_symint(in[i].sym_sizes()) : all[i];
+    const at::TensorList list(in);
+    const auto [dq, dk, dv, dsinks, dcaptures, doperands] = call_attention_backward(
+        grad_o, some(grads[1]), some(grads[2]), out[0], out[1], in[0], in[1], in[2], spec, list.slice(3, captures),
+        list.slice(3 + captures, sinks - 3 - captures), some(in[sinks]), some(seed.unpack(nullptr)[0]), query_offset, path,
+        wanted);
+    variable_list all = {dq, dk, dv};
+    all.insert(all.end(), dcaptures.begin(), dcaptures.end());
+    all.insert(all.end(), doperands.begin(), doperands.end());
+    for (size_t i = 0; i < sinks; ++i)
+      if (task_should_compute_output(i)) result[i] = all[i];
+    if (task_should_compute_output(sinks)) result[sinks] = dsinks.reshape_symint(in[sinks].sym_sizes());
     return result;
   }
 
@@ -60,27 +53,26 @@ struct AttentionBackward final : Node {
     outputs.release();
     seed.release();
   }
-
- private:
-  size_t group_of(size_t input) const { return input < 4 ? input : input < 4 + captures ? 4 : 5; }
 };
 
-AttentionResult attention_autograd(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c10::string_view spec,
-                                   at::TensorList captures, at::TensorList operands, const OptionalTensor& sinks,
-                                   const OptionalTensor& seed, c10::SymInt query_offset, c10::string_view path) {
-  const auto inputs = inputs_of(q, k, v, sinks, captures, operands);
+AttentionResult attend_autograd(at::TensorList tensors, c10::string_view spec, const OptionalTensor& sinks,
+                                const OptionalTensor& seed, c10::SymInt query_offset, c10::string_view path) {
+  std::vector<at::Tensor> inputs = tensors.vec();
+  inputs.push_back(defined(sinks));
   const bool differentiated = any_requires_grad(inputs), forward = any_forward_grad(inputs);
+  const size_t captures = intern(std::string(spec))->captures().size();
   if (forward || (differentiated && path == "composite")) {
-    const Call call = make_call("attention", q, k, v, std::string(spec), captures, operands, sinks, seed, query_offset);
+    const Call call = make_call("attention", tensors[0], tensors[1], tensors[2], std::string(spec), tensors.slice(3, captures),
+                                tensors.slice(3 + captures), sinks, seed, query_offset);
     const bool composite = path == "composite";
-    if (concrete(q)) count_path("attention", composite ? Path::composite : Path::stripe);
+    if (concrete(call.q)) count_path("attention", composite ? Path::composite : Path::stripe);
     const Stripe out = attend_in_stripes(call, composite ? 0 : stripe_rows(call));
-    return {out.o.to(q.scalar_type()), out.lse, out.pairs};
+    return {out.o.to(call.q.scalar_type()), out.lse, out.pairs};
   }
   AttentionResult out;
   {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    out = call_attention(q, k, v, spec, captures, operands, sinks, seed, query_offset, path);
+    out = call_attend(tensors, spec, sinks, seed, query_offset, path);
   }
   if (!differentiated) return out;
   auto node = make_node<AttentionBackward>();
@@ -88,7 +80,7 @@ AttentionResult attention_autograd(const at::Tensor& q, const at::Tensor& k, con
   node->spec = std::string(spec);
   node->path = std::string(path);
   node->query_offset = query_offset;
-  node->captures = captures.size();
+  node->captures = captures;
   node->inputs.save(inputs);
   node->seed.save({defined(seed)});
   auto& [o, lse, pairs] = out;
@@ -106,8 +98,9 @@ AttentionGradients attention_backward_autograd(const at::Tensor& grad_o, const O
                                                c10::string_view spec, at::TensorList captures, at::TensorList operands,
                                                const OptionalTensor& sinks, const OptionalTensor& seed,
                                                c10::SymInt query_offset, c10::string_view path, std::array<bool, 6> wanted) {
-  auto inputs = inputs_of(q, k, v, sinks, captures, operands);
-  inputs.insert(inputs.end(), {grad_o, defined(grad_lse), defined(grad_pairs)});
+  std::vector<at::Tensor> inputs = {q, k, v, defined(sinks), grad_o, defined(grad_lse), defined(grad_pairs)};
+  inputs.insert(inputs.end(), captures.begin(), captures.end());
+  inputs.insert(inputs.end(), operands.begin(), operands.end());
   if (!any_requires_grad(inputs) && !any_forward_grad(inputs)) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     return call_attention_backward(grad_o, grad_lse, grad_pairs, o, lse, q, k, v, spec, captures, operands, sinks, seed,
@@ -124,7 +117,7 @@ AttentionGradients attention_backward_autograd(const at::Tensor& grad_o, const O
 }  // namespace
 
 TORCH_LIBRARY_IMPL(regard, Autograd, m) {
-  m.impl("attention", guarded<&attention_autograd>);
+  m.impl("attend", guarded<&attend_autograd>);
   m.impl("attention_backward", guarded<&attention_backward_autograd>);
 }
 

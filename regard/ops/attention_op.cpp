@@ -5,6 +5,9 @@
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
+#include "regard/base/error.h"
 #include "regard/ops/attention_paths.h"
 #include "regard/ops/blocked.h"
 #include "regard/ops/boundary.h"
@@ -13,33 +16,41 @@
 namespace regard::ops {
 namespace {
 
-Call call_of(const char* function, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c10::string_view spec,
-             at::TensorList captures, at::TensorList operands, const OptionalTensor& sinks, const OptionalTensor& seed,
+/// The call that a list of tensors and its spec make.
+Call call_of(at::TensorList tensors, c10::string_view spec, const OptionalTensor& sinks, const OptionalTensor& seed,
              const c10::SymInt& query_offset) {
-  return make_call(function, q, k, v, std::string(spec), captures, operands, sinks, seed, query_offset);
+  require(tensors.size() >= 3, "attend", "q, k, v before the captures and operands", std::to_string(tensors.size()) + " tensors");
+  const std::string text(spec);
+  const size_t captures = std::min(intern(text)->captures().size(), tensors.size() - 3);
+  return make_call("attention", tensors[0], tensors[1], tensors[2], text, tensors.slice(3, captures),
+                   tensors.slice(3 + captures), sinks, seed, query_offset);
 }
 
-AttentionResult attention_kernel(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c10::string_view spec,
-                                 at::TensorList captures, at::TensorList operands, const OptionalTensor& sinks,
-                                 const OptionalTensor& seed, c10::SymInt query_offset, c10::string_view path) {
+AttentionResult attend_kernel(at::TensorList tensors, c10::string_view spec, const OptionalTensor& sinks,
+                              const OptionalTensor& seed, c10::SymInt query_offset, c10::string_view path) {
   const at::NoGradGuard below_autograd;   // inputs still say requires_grad here: stripes must not record themselves
-  const Call call = call_of("attention", q, k, v, spec, captures, operands, sinks, seed, query_offset);
+  const Call call = call_of(tensors, spec, sinks, seed, query_offset);
   const Path chosen = choose_path("attention", call, std::string(path));
   count_path("attention", chosen);
   const Stripe out = chosen == Path::fused ? blocked_forward(call)
                                            : attend_in_stripes(call, chosen == Path::stripe ? stripe_rows(call) : 0);
-  return {out.o.to(q.scalar_type()).contiguous(), out.lse.contiguous(), out.pairs.contiguous()};
+  return {out.o.to(call.q.scalar_type()).contiguous(), out.lse.contiguous(), out.pairs.contiguous()};
 }
 
-AttentionResult attention_meta(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c10::string_view spec,
-                               at::TensorList captures, at::TensorList operands, const OptionalTensor& sinks,
-                               const OptionalTensor& seed, c10::SymInt query_offset, c10::string_view path) {
-  const Call call = call_of("attention", q, k, v, spec, captures, operands, sinks, seed, query_offset);
+AttentionResult attend_meta(at::TensorList tensors, c10::string_view spec, const OptionalTensor& sinks,
+                            const OptionalTensor& seed, c10::SymInt query_offset, c10::string_view path) {
+  const Call call = call_of(tensors, spec, sinks, seed, query_offset);
   path_from_name("attention", std::string(path));
-  const auto statistics = q.options().dtype(call.compute());
-  return {at::empty_symint({call.B(), call.H(), call.M(), v.sym_size(3)}, q.options()),
+  const auto statistics = call.q.options().dtype(call.compute());
+  return {at::empty_symint({call.B(), call.H(), call.M(), call.v.sym_size(3)}, call.q.options()),
           at::empty_symint({call.B(), call.H(), call.M()}, statistics),
           at::empty_symint({call.B(), call.H(), call.M(), call.spec->pair_channels()}, statistics)};
+}
+
+AttentionResult attention_composite(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c10::string_view spec,
+                                    at::TensorList captures, at::TensorList operands, const OptionalTensor& sinks,
+                                    const OptionalTensor& seed, c10::SymInt query_offset, c10::string_view path) {
+  return call_attention(q, k, v, spec, captures, operands, sinks, seed, query_offset, path);
 }
 
 // ---- backward -----------------------------------------------------------------------------------
@@ -53,7 +64,7 @@ AttentionGradients attention_backward_kernel(const at::Tensor& grad_o, const Opt
                                              const OptionalTensor& sinks, const OptionalTensor& seed,
                                              c10::SymInt query_offset, c10::string_view path, std::array<bool, 6> wanted) {
   const at::NoGradGuard below_autograd;
-  const Call call = call_of("attention_backward", q, k, v, spec, captures, operands, sinks, seed, query_offset);
+  const Call call = make_call("attention_backward", q, k, v, std::string(spec), captures, operands, sinks, seed, query_offset);
   const Path chosen = choose_path("attention_backward", call, std::string(path));
   count_path("attention_backward", chosen);
   const Wanted want{wanted[0], wanted[1], wanted[2], wanted[4], wanted[5], wanted[3]};
@@ -85,16 +96,15 @@ AttentionGradients attention_backward_meta(const at::Tensor& grad_o, const Optio
 // ---- autocast: as torch's own attention, the matrix operands meet in the narrow dtype ----------------------------
 
 template <c10::DeviceType device>
-AttentionResult attention_autocast(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c10::string_view spec,
-                                   at::TensorList captures, at::TensorList operands, const OptionalTensor& sinks,
-                                   const OptionalTensor& seed, c10::SymInt query_offset, c10::string_view path) {
+AttentionResult attend_autocast(at::TensorList tensors, c10::string_view spec, const OptionalTensor& sinks,
+                                const OptionalTensor& seed, c10::SymInt query_offset, c10::string_view path) {
   const c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKeySet(at::autocast::get_autocast_dispatch_key_from_device_type(device)));
-  const auto narrow = [](const at::Tensor& t) {
-    return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), t, device);
-  };
-  std::vector<at::Tensor> cast;
-  for (const auto& t : operands) cast.push_back(narrow(t));
-  return call_attention(narrow(q), narrow(k), narrow(v), spec, captures, cast, sinks, seed, query_offset, path);
+  const size_t first_operand = 3 + intern(std::string(spec))->captures().size();
+  std::vector<at::Tensor> cast = tensors.vec();
+  for (size_t i = 0; i < cast.size(); ++i)   // captures keep their dtype: they enter the scores, not the products
+    if (i < 3 || i >= first_operand)
+      cast[i] = at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), cast[i], device);
+  return call_attend(cast, spec, sinks, seed, query_offset, path);
 }
 
 }  // namespace
@@ -116,12 +126,20 @@ AttentionGradients packed(const StripeGradient& g, const Call& call, const Wante
   return out;
 }
 
+AttentionResult call_attend(at::TensorList tensors, c10::string_view spec, const OptionalTensor& sinks,
+                            const OptionalTensor& seed, const c10::SymInt& query_offset, c10::string_view path) {
+  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("regard::attend", "").typed<decltype(attend_kernel)>();
+  return op.call(tensors, spec, sinks, seed, query_offset, path);
+}
+
 AttentionResult call_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c10::string_view spec,
                                at::TensorList captures, at::TensorList operands, const OptionalTensor& sinks,
                                const OptionalTensor& seed, const c10::SymInt& query_offset, c10::string_view path) {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("regard::attention", "").typed<decltype(attention_kernel)>();
-  return op.call(q, k, v, spec, captures, operands, sinks, seed, query_offset, path);
+  check_counts("attention", *intern(std::string(spec)), captures, operands);
+  std::vector<at::Tensor> tensors = {q, k, v};
+  tensors.insert(tensors.end(), captures.begin(), captures.end());
+  tensors.insert(tensors.end(), operands.begin(), operands.end());
+  return call_attend(tensors, spec, sinks, seed, query_offset, path);
 }
 
 AttentionGradients call_attention_backward(const at::Tensor& grad_o, const OptionalTensor& grad_lse,
@@ -140,6 +158,10 @@ TORCH_LIBRARY_FRAGMENT(regard, m) {
   m.def(
       "attention(Tensor q, Tensor k, Tensor v, str spec, Tensor[] captures, Tensor[] operands, "
       "Tensor? sinks=None, Tensor? seed=None, SymInt query_offset=0, str path='auto') "
+      "-> (Tensor o, Tensor lse, Tensor pairs)",
+      guarded<&attention_composite>);
+  m.def(
+      "attend(Tensor[] tensors, str spec, Tensor? sinks, Tensor? seed, SymInt query_offset, str path) "
       "-> (Tensor o, Tensor lse, Tensor pairs)");
   m.def(
       "attention_backward(Tensor grad_o, Tensor? grad_lse, Tensor? grad_pairs, Tensor o, Tensor lse, Tensor q, Tensor k, "
@@ -148,18 +170,19 @@ TORCH_LIBRARY_FRAGMENT(regard, m) {
 }
 
 TORCH_LIBRARY_IMPL(regard, CPU, m) {
-  m.impl("attention", guarded<&attention_kernel>);
+  m.impl("attend", guarded<&attend_kernel>);
   m.impl("attention_backward", guarded<&attention_backward_kernel>);
 }
 TORCH_LIBRARY_IMPL(regard, CUDA, m) {
-  m.impl("attention", guarded<&attention_kernel>);
+  m.impl("attend", guarded<&attend_kernel>);
   m.impl("attention_backward", guarded<&attention_backward_kernel>);
 }
 TORCH_LIBRARY_IMPL(regard, Meta, m) {
-  m.impl("attention", guarded<&attention_meta>);
+  m.impl("attend", guarded<&attend_meta>);
   m.impl("attention_backward", guarded<&attention_backward_meta>);
 }
-TORCH_LIBRARY_IMPL(regard, AutocastCPU, m) { m.impl("attention", guarded<&attention_autocast<at::kCPU>>); }
-TORCH_LIBRARY_IMPL(regard, AutocastCUDA, m) { m.impl("attention", guarded<&attention_autocast<at::kCUDA>>); }
+TORCH_LIBRARY_IMPL(regard, FuncTorchBatchedDecomposition, m) { m.impl("attention", guarded<&attention_composite>); }
+TORCH_LIBRARY_IMPL(regard, AutocastCPU, m) { m.impl("attend", guarded<&attend_autocast<at::kCPU>>); }
+TORCH_LIBRARY_IMPL(regard, AutocastCUDA, m) { m.impl("attend", guarded<&attend_autocast<at::kCUDA>>); }
 
 }  // namespace regard::ops

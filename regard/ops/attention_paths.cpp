@@ -1,5 +1,7 @@
 #include "regard/ops/attention_paths.h"
 
+#include <algorithm>
+
 #include "regard/base/error.h"
 #include "regard/ops/blocked.h"
 #include "regard/ops/evaluate.h"
@@ -28,6 +30,13 @@ Call with_tensors(const Call& call, const std::vector<at::Tensor>& tensors) {
   return out;
 }
 
+/// Whether no number among them is infinite or NaN; false where that cannot be seen (while tracing).
+bool all_finite(const std::vector<at::Tensor>& tensors) {
+  return std::all_of(tensors.begin(), tensors.end(), [](const at::Tensor& t) {
+    return !t.defined() || !at::isFloatingType(t.scalar_type()) || (concrete(t) && at::isfinite(t.detach()).all().item<bool>());
+  });
+}
+
 }  // namespace
 
 Path choose_path(const char* function, const Call& call, const std::string& requested) {
@@ -40,7 +49,9 @@ Path choose_path(const char* function, const Call& call, const std::string& requ
   return Path::stripe;
 }
 
-Stripe attend_in_stripes(const Call& call, int64_t block) {
+Stripe attend_in_stripes(const Call& given, int64_t block) {
+  Call call = given;
+  call.finite = all_finite(tensors_of(call));
   const StripeFunction stripe = [call](const Rows& rows, const std::vector<at::Tensor>& in) {
     const Stripe s = attend(with_tensors(call, in), rows);
     return std::vector<at::Tensor>{s.o, s.lse, s.pairs};
@@ -50,11 +61,13 @@ Stripe attend_in_stripes(const Call& call, int64_t block) {
   return {out[0], out[1], out[2]};
 }
 
-StripeGradient attend_backward_in_stripes(const Call& call, int64_t block, const at::Tensor& grad_o,
+StripeGradient attend_backward_in_stripes(const Call& given, int64_t block, const at::Tensor& grad_o,
                                           const at::Tensor& grad_lse, const at::Tensor& grad_pairs, const Wanted& wanted) {
+  Call call = given;
   std::vector<at::Tensor> inputs = tensors_of(call);
   const size_t grads = inputs.size();
   inputs.insert(inputs.end(), {grad_o, grad_lse, grad_pairs});
+  call.finite = all_finite(inputs);
   const size_t captures = call.captures.size(), operands = call.operands.size();
   const std::vector<int64_t> owned = capture_row_dims(call);
   const StripeFunction stripe = [=](const Rows& rows, const std::vector<at::Tensor>& in) {

@@ -91,7 +91,7 @@ void vmap_by_slices(const c10::OperatorHandle& op, Stack* stack) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(regard, FuncTorchBatched, m) {
-  m.impl("attention", torch::CppFunction::makeFromBoxedFunction<&vmap_by_slices>());
+  m.impl("attend", torch::CppFunction::makeFromBoxedFunction<&vmap_by_slices>());
   m.impl("attention_backward", torch::CppFunction::makeFromBoxedFunction<&vmap_by_slices>());
 }
 

@@ -62,8 +62,6 @@ void find_capture_reads(const AttentionSpec& spec, std::vector<const Node*>& rea
 
 void check_captures(const char* function, const Call& call, at::TensorList captures) {
   const auto names = call.spec->captures();
-  if (captures.size() != names.size())
-    fail(function, std::to_string(names.size()) + " captured tensors, sorted by name", std::to_string(captures.size()));
   std::vector<const Node*> reads;
   find_capture_reads(*call.spec, reads);
   for (const Node* read : reads) {
@@ -81,9 +79,6 @@ void check_captures(const char* function, const Call& call, at::TensorList captu
 
 void check_operands(const char* function, const Call& call, at::TensorList operands) {
   const auto names = call.spec->operands();
-  if (operands.size() != 2 * names.size())
-    fail(function, std::to_string(2 * names.size()) + " operand tensors (q and k of each name, sorted by name)",
-         std::to_string(operands.size()));
   for (size_t i = 0; i < names.size(); ++i) {
     const at::Tensor &qx = operands[2 * i], &kx = operands[2 * i + 1];
     const std::string q_name = "operand q of '" + names[i] + "'", k_name = "operand k of '" + names[i] + "'";
@@ -124,6 +119,15 @@ double Call::scale() const {
 
 at::ScalarType Call::compute() const { return q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
+void check_counts(const char* function, const AttentionSpec& spec, at::TensorList captures, at::TensorList operands) {
+  const size_t reads = spec.captures().size(), pairs = spec.operands().size();
+  if (captures.size() != reads)
+    fail(function, std::to_string(reads) + " captured tensors, sorted by name", std::to_string(captures.size()));
+  if (operands.size() != 2 * pairs)
+    fail(function, std::to_string(2 * pairs) + " operand tensors (q and k of each name, sorted by name)",
+         std::to_string(operands.size()));
+}
+
 Call make_call(const char* function, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                const std::string& spec, at::TensorList captures, at::TensorList operands,
                const std::optional<at::Tensor>& sinks, const std::optional<at::Tensor>& seed,
@@ -144,6 +148,7 @@ Call make_call(const char* function, const at::Tensor& q, const at::Tensor& k, c
   check_divides(function, "the key heads", q.sym_size(1), k.sym_size(1));
   call.spec = intern(spec);
   call.query_offset = query_offset;
+  check_counts(function, *call.spec, captures, operands);
   check_captures(function, call, captures);
   check_operands(function, call, operands);
   call.captures = captures.vec();

@@ -19,6 +19,7 @@ struct Call {
   at::Tensor sinks;                       ///< (H, S) or undefined
   at::Tensor seed;                        ///< int64 scalar or undefined
   c10::SymInt query_offset = 0;
+  bool finite = false;                    ///< every number of the call was seen to be finite: no product needs a guard
 
   c10::SymInt B() const { return q.sym_size(0); }
   c10::SymInt H() const { return q.sym_size(1); }
@@ -27,6 +28,9 @@ struct Call {
   double scale() const;                   ///< the spec's, or 1/sqrt(Dh)
   at::ScalarType compute() const;         ///< float64 for float64 inputs, else float32
 };
+
+/// Refuses other numbers of captures and operands than the spec reads.
+void check_counts(const char* function, const AttentionSpec& spec, at::TensorList captures, at::TensorList operands);
 
 /// Checks every argument; `function` names the caller in messages. Shapes may be symbolic.
 Call make_call(const char* function, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,

@@ -175,6 +175,7 @@ at::Tensor Evaluation::dot(const Node& node) {
     q = repeat_heads(q, call_.H());
     k = repeat_heads(k, call_.H());
   }
+  if (call_.finite) return at::matmul(q, k.transpose(-2, -1));
   // A non-finite query or key makes its own scores NaN; its zero gradient must not meet the other side's NaN.
   const at::Tensor bad_q = at::isfinite(q.detach()).all(-1, true).logical_not();
   const at::Tensor bad_k = at::isfinite(k.detach()).all(-1, true).logical_not();
@@ -190,11 +191,11 @@ Evaluation::DotGradient Evaluation::dot_gradient(int entry, const at::Tensor& d)
   const c10::SymInt own_heads = k.sym_size(1), q_heads = q.sym_size(1);
   at::Tensor dq, dk;
   if (node.only_head >= 0) {
-    dq = guarded_matmul(d, {}, k).sum(1, true);
-    dk = guarded_matmul(d.transpose(-2, -1), {}, q).sum(1, true);
+    dq = guarded_matmul(d, {}, k, call_.finite).sum(1, true);
+    dk = guarded_matmul(d.transpose(-2, -1), {}, q, call_.finite).sum(1, true);
   } else {
-    dq = sum_heads(guarded_matmul(d, {}, repeat_heads(k, call_.H())), q_heads);
-    dk = sum_heads(guarded_matmul(d.transpose(-2, -1), {}, repeat_heads(q, call_.H())), own_heads);
+    dq = sum_heads(guarded_matmul(d, {}, repeat_heads(k, call_.H()), call_.finite), q_heads);
+    dk = sum_heads(guarded_matmul(d.transpose(-2, -1), {}, repeat_heads(q, call_.H()), call_.finite), own_heads);
   }
   // Back to the full width and heads of the operand.
   const int operand = node.name.empty() ? -1 : position(call_.spec->operands(), node.name);
@@ -397,7 +398,8 @@ at::Tensor pad_to(const at::Tensor& t, const std::vector<c10::SymInt>& before, c
   return any ? at::constant_pad_nd_symint(t, pads) : t;
 }
 
-at::Tensor guarded_matmul(const at::Tensor& a, const at::Tensor& keep, const at::Tensor& b) {
+at::Tensor guarded_matmul(const at::Tensor& a, const at::Tensor& keep, const at::Tensor& b, bool finite) {
+  if (finite) return at::matmul(a, b);
   const at::Tensor bad = at::isfinite(b.detach()).all(-1, true).logical_not();  // (.., N, 1)
   if (concrete(bad) && !bad.any().item<bool>()) return at::matmul(a, b);
   const at::Tensor reaches = at::logical_and(keep.defined() ? keep : a.ne(0), bad.transpose(-2, -1));

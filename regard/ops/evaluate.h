@@ -76,7 +76,8 @@ at::Tensor reduce_to(const at::Tensor& t, c10::SymIntArrayRef sizes);
 at::Tensor pad_to(const at::Tensor& t, const std::vector<c10::SymInt>& before, c10::SymIntArrayRef sizes);
 
 /// A (.., m, N) times B (.., N, D), where a non-finite row of B reaches only the rows of the product that keep it
-/// (0 * NaN would reach all). `keep` broadcasts to A; undefined: the pairs with a nonzero entry of A.
-at::Tensor guarded_matmul(const at::Tensor& a, const at::Tensor& keep, const at::Tensor& b);
+/// (0 * NaN would reach all). `keep` broadcasts to A; undefined: the pairs with a nonzero entry of A. With `finite` known
+/// it is the plain product.
+at::Tensor guarded_matmul(const at::Tensor& a, const at::Tensor& keep, const at::Tensor& b, bool finite);
 
 }  // namespace regard::ops

@@ -70,7 +70,7 @@ Stripe attend(const Call& call, const Rows& rows) {
   const at::Tensor v = repeat_heads(call.v.to(call.compute()), call.H());
   const at::Tensor pairs = pair_sums(call, body, weights);
   body.evaluation.check_ranges();
-  return {body.keep.defined() ? guarded_matmul(weights, body.keep, v) : at::matmul(weights, v), body.normalized.statistic,
+  return {body.keep.defined() ? guarded_matmul(weights, body.keep, v, call.finite) : at::matmul(weights, v), body.normalized.statistic,
           pairs};
 }
 
@@ -103,7 +103,11 @@ StripeGradient attend_backward(const Call& call, const Rows& rows, const at::Ten
   const at::Tensor v = repeat_heads(call.v.to(compute), call.H()), go = grad_o.to(compute);
   const at::Tensor weights = body.weights();
   StripeGradient out;
-  if (wanted.v) out.v = sum_heads(guarded_matmul(weights.transpose(-2, -1), body.keep.defined() ? body.keep.expand_symint(weights.sym_sizes()).transpose(-2, -1) : at::Tensor(), go), call.v.sym_size(1));
+  if (wanted.v) {
+    at::Tensor keep;
+    if (body.keep.defined()) keep = body.keep.expand_symint(weights.sym_sizes()).transpose(-2, -1);
+    out.v = sum_heads(guarded_matmul(weights.transpose(-2, -1), keep, go, call.finite), call.v.sym_size(1));
+  }
 
   // total_ij: the cotangent of the whole weight of a pair.
   at::Tensor total = masked(at::matmul(go, v.transpose(-2, -1)), body.keep, 0);

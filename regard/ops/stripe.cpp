@@ -50,6 +50,10 @@ bool can_recompute(const std::vector<at::Tensor>& inputs) {
   return std::all_of(inputs.begin(), inputs.end(), [](const at::Tensor& t) { return !t.defined() || concrete(t); });
 }
 
+bool recorded(const std::vector<at::Tensor>& inputs) {
+  return any_requires_grad(inputs) || any_forward_grad(inputs) || !can_recompute(inputs);
+}
+
 std::vector<at::Tensor> run_stripe(const Rows& rows, const std::vector<at::Tensor>& inputs, const StripeFunction& f) {
   // Transforms and tracing differentiate what runs: they cannot see through a nested engine call.
   if (!any_requires_grad(inputs) || any_forward_grad(inputs) || !can_recompute(inputs)) return f(rows, inputs);
@@ -67,26 +71,55 @@ std::vector<at::Tensor> run_stripe(const Rows& rows, const std::vector<at::Tenso
   return outputs;
 }
 
+/// One output over all stripes. Numbers that nobody differentiates are written into place: small pieces kept between the
+/// large temporaries of the stripes would break up the heap. Sums add in the order of the rows: equal on every machine.
+class Collected {
+ public:
+  Collected(Combine combine, int64_t rows, bool in_place) : combine_(combine), rows_(rows), in_place_(in_place) {}
+
+  void add(const at::Tensor& piece, int64_t begin, int64_t count) {
+    if (!piece.defined()) return;
+    if (combine_.dim < 0) {
+      if (!whole_.defined()) whole_ = in_place_ ? piece.clone() : piece;
+      else if (in_place_) whole_.add_(piece);
+      else whole_ = at::add(whole_, piece);
+    } else if (!in_place_) {
+      pieces_.push_back(piece);
+    } else {
+      if (!whole_.defined()) {
+        std::vector<int64_t> sizes = piece.sizes().vec();
+        sizes[static_cast<size_t>(combine_.dim)] = rows_;
+        whole_ = at::empty(sizes, piece.options());
+      }
+      whole_.narrow(combine_.dim, begin, count).copy_(piece);
+    }
+  }
+
+  at::Tensor result() const { return pieces_.empty() ? whole_ : at::cat(pieces_, combine_.dim); }
+
+ private:
+  Combine combine_;
+  int64_t rows_;
+  bool in_place_;
+  at::Tensor whole_;
+  std::vector<at::Tensor> pieces_;
+};
+
 }  // namespace
 
 std::vector<at::Tensor> run_stripes(const c10::SymInt& M, int64_t block, const std::vector<at::Tensor>& inputs,
                                     const StripeFunction& f, const std::vector<Combine>& combine) {
   const auto known = M.maybe_as_int();
   if (block < 1 || !known || *known <= block) return run_stripe({0, M, {}}, inputs, f);
-  std::vector<std::vector<at::Tensor>> pieces(combine.size());
+  std::vector<Collected> collected;
+  for (const Combine& how : combine) collected.emplace_back(how, *known, !recorded(inputs));
   for (int64_t begin = 0; begin < *known; begin += block) {
-    const auto out = run_stripe({begin, std::min(begin + block, *known), {}}, inputs, f);
-    for (size_t i = 0; i < combine.size(); ++i) {
-      if (!out[i].defined()) continue;
-      if (combine[i].dim >= 0 || pieces[i].empty()) pieces[i].push_back(out[i]);
-      else pieces[i][0] = at::add(pieces[i][0], out[i]);   // in the order of the rows: the same sum on every machine
-    }
+    const int64_t end = std::min(begin + block, *known);
+    const auto out = run_stripe({begin, end, {}}, inputs, f);
+    for (size_t i = 0; i < combine.size(); ++i) collected[i].add(out[i], begin, end - begin);
   }
-  std::vector<at::Tensor> whole(combine.size());
-  for (size_t i = 0; i < combine.size(); ++i) {
-    if (pieces[i].empty()) continue;
-    whole[i] = combine[i].dim >= 0 ? at::cat(pieces[i], combine[i].dim) : pieces[i][0];
-  }
+  std::vector<at::Tensor> whole;
+  for (const Collected& c : collected) whole.push_back(c.result());
   return whole;
 }
 

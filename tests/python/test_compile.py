@@ -119,7 +119,7 @@ def test_export():
     axes = {0: batch, 2: length}
     q, k, v = (x.detach() for x in case(M=6, N=6)[:3])
     program = torch.export.export(model, (q, k, v), dynamic_shapes=(axes, axes, axes))
-    assert any("regard.attention" in str(node.target) for node in program.graph.nodes)
+    assert any("regard.att" in str(node.target) for node in program.graph.nodes)
     q, k, v = (x.detach() for x in case(B=3, M=9, N=9)[:3])
     close(program.module()(q, k, v), model(q, k, v))
 
@@ -141,8 +141,8 @@ def test_opcheck(name, path):
         pytest.skip("the fused path refuses this spec")
     q, k, v = case(M=5, N=6)[:3]
     spec = regard.Spec(**SPECS[name](q, k))
-    torch.library.opcheck(torch.ops.regard.attention.default,
-                          (q, k, v, spec.json, list(spec.captures.values()), [], None, None, 0, path))
+    torch.library.opcheck(torch.ops.regard.attend.default,
+                          ([q, k, v, *spec.captures.values()], spec.json, None, None, 0, path))
 
 
 def test_opcheck_of_the_backward():
