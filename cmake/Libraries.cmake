@@ -24,14 +24,16 @@ set_source_files_properties("${PROJECT_SOURCE_DIR}/regard/base/version.cpp"
 
 # One source an instruction set, chosen at run time by what the processor reports. Numbers keep
 # their IEEE meaning (no -ffast-math); only errno and floating-point traps are given up.
+# Compilers for other processors know no such options; without them these sources are empty.
+string(REGEX MATCH "x86_64|AMD64" REGARD_X86 "${CMAKE_SYSTEM_PROCESSOR}")
 foreach(file IN LISTS REGARD_KERNEL_SOURCES)
   if(NOT file MATCHES "/regard/kernels/")
     continue()
   endif()
   set(options -fno-math-errno -fno-trapping-math "$<$<CONFIG:Release>:-O3>")
-  if(file MATCHES "_avx2\\.cpp$")
+  if(REGARD_X86 AND file MATCHES "_avx2\\.cpp$")
     list(APPEND options -mavx2 -mfma -mf16c)
-  elseif(file MATCHES "_avx512\\.cpp$")
+  elseif(REGARD_X86 AND file MATCHES "_avx512\\.cpp$")
     list(APPEND options -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512)
   endif()
   set_source_files_properties("${file}" PROPERTIES COMPILE_OPTIONS "${options}")

@@ -13,17 +13,17 @@ using nlohmann::json;
 
 json config_for(const Settings& settings, const std::string& id) {
   const auto it = settings.configs.find(id);
-  return it == settings.configs.end() ? json::object() : json::parse(it->second);
-}
-
-bool ends_with(const std::string& text, const std::string& end) {
-  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+  if (it == settings.configs.end()) return json::object();
+  json config = json::parse(it->second, nullptr, /*allow_exceptions=*/false);
+  if (!config.is_object())
+    fail("arena", "the configuration of '" + id + "' to be a JSON object", "'" + it->second + "'");
+  return config;
 }
 
 bool without_decay(const WeightDeclaration& weight) {
   if (weight.shape.size() < 2) return true;
   for (const char* name : {"pos_embed", "cls_token", "reg_token", "dist_token"})
-    if (ends_with(weight.name, name)) return true;
+    if (weight.name.ends_with(name)) return true;
   return false;
 }
 
@@ -64,6 +64,8 @@ std::vector<std::string> resolve_names(const std::vector<std::string>& names, Ro
 }
 
 std::vector<Job> plan(const Settings& settings, std::vector<Skipped>& skipped) {
+  // Malformed JSON is an error of the caller's, not a pair that does not go together.
+  for (const auto& [id, unused] : settings.configs) config_for(settings, id);
   std::vector<Job> jobs;
   for (const auto& mixer : settings.mixers) {
     for (const auto& pool : settings.pools) {

@@ -9,6 +9,7 @@
 #include "regard/arena/digits_data.h"
 #include "regard/arena/progress.h"
 #include "regard/arena/run_folder.h"
+#include "regard/base/table.h"
 #include "regard/base/version.h"
 
 namespace regard::arena {
@@ -66,23 +67,6 @@ std::string accuracy_text(const Row& row) {
   return row.outcomes.size() < 2 ? center : fmt::format("{} +- {:.2f}", center, 100 * spread(row, &Outcome::accuracy));
 }
 
-/// Columns as wide as their widest cell; the first two to the left, numbers to the right.
-std::string aligned(const std::vector<std::vector<std::string>>& cells) {
-  std::vector<size_t> widths(cells.front().size());
-  for (const auto& row : cells)
-    for (size_t c = 0; c < row.size(); ++c) widths[c] = std::max(widths[c], row[c].size());
-  std::string text;
-  for (size_t r = 0; r < cells.size(); ++r) {
-    for (size_t c = 0; c < cells[r].size(); ++c)
-      text += fmt::format(fmt::runtime(c < 2 ? "{:<{}}" : "{:>{}}"), cells[r][c], widths[c]) +
-              (c + 1 < cells[r].size() ? "  " : "\n");
-    if (r > 0) continue;
-    for (size_t c = 0; c < widths.size(); ++c)
-      text += std::string(widths[c], '-') + (c + 1 < widths.size() ? "  " : "\n");
-  }
-  return text;
-}
-
 std::string held_name(const Report& report) { return report.settings.validate ? "validation" : "test"; }
 
 }  // namespace
@@ -102,7 +86,7 @@ std::string to_table(const Report& report) {
                      grouped(row.outcomes.front().parameters),
                      fmt::format("{:.1f}", mean(row, &Outcome::train_seconds)),
                      fmt::format("{:.1f}", 1e6 * mean(row, &Outcome::inference_seconds))});
-  if (cells.size() > 1) text += aligned(cells);
+  if (cells.size() > 1) text += table(cells, /*left=*/2);
   for (const auto& pair : report.skipped)
     text += fmt::format("skipped: {} with {}: {}\n", pair.mixer, pair.pool, pair.reason);
   for (const auto& one : report.failures)

@@ -3,13 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <ctime>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "regard/base/error.h"
 #include "regard/base/file.h"
@@ -59,23 +55,7 @@ std::string file_of(const std::string& folder, const Job& job) {
   return (fs::path(folder) / fmt::format("{}+{}+seed{}.json", job.mixer, job.pool, job.seed)).string();
 }
 
-[[noreturn]] void system_failure(const std::string& what, const std::string& path) {
-  fail("arena", what + " " + path, std::strerror(errno));
-}
-
 }  // namespace
-
-void write_atomically(const std::string& path, const std::string& text) {
-  write_file_atomically(path, {{text.data(), text.size()}}, "arena");
-}
-
-std::string read_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) system_failure("to read", path);
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
 
 std::string to_json(const Settings& settings) {
   json object = json::object();
@@ -105,7 +85,7 @@ RunFolder RunFolder::create(const std::string& path, const Settings& settings) {
   std::error_code error;
   fs::create_directories(path, error);
   if (error) fail("arena", "to create the folder " + path, error.message());
-  write_atomically((fs::path(path) / settings_name).string(), to_json(settings) + "\n");
+  write_file_atomically((fs::path(path) / settings_name).string(), to_json(settings) + "\n", "arena");
   return RunFolder(path);
 }
 
@@ -137,7 +117,7 @@ std::string RunFolder::latest_path() {
 }
 
 Settings RunFolder::settings() const {
-  return settings_from_json(read_file((fs::path(path_) / settings_name).string()));
+  return settings_from_json(read_file((fs::path(path_) / settings_name).string(), "arena"));
 }
 
 void RunFolder::write(const Settings& settings, const Finished& finished) const {
@@ -147,13 +127,13 @@ void RunFolder::write(const Settings& settings, const Finished& finished) const 
                        {"accuracy", o.accuracy},           {"parameters", o.parameters},
                        {"train_seconds", o.train_seconds}, {"inference_seconds", o.inference_seconds},
                        {"final_loss", o.final_loss}};
-  write_atomically(file_of(path_, finished.job), object.dump(2) + "\n");
+  write_file_atomically(file_of(path_, finished.job), object.dump(2) + "\n", "arena");
 }
 
 std::optional<Outcome> RunFolder::read(const Settings& settings, const Job& job) const {
   const std::string path = file_of(path_, job);
   if (!fs::exists(path)) return std::nullopt;
-  const json object = json::parse(read_file(path), nullptr, /*allow_exceptions=*/false);
+  const json object = json::parse(read_file(path, "arena"), nullptr, /*allow_exceptions=*/false);
   if (!object.is_object() || !object.contains("training")) fail("arena", "the outcome of a training", path);
   if (object["training"] != training_json(settings))
     fail("arena", "the training settings that " + path + " was made with, " + object["training"].dump(),

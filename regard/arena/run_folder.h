@@ -36,8 +36,4 @@ class RunFolder {
 std::string to_json(const Settings& settings);
 Settings settings_from_json(const std::string& text);
 
-/// Writes the file whole: a temporary beside it, then a rename. Throws when that fails.
-void write_atomically(const std::string& path, const std::string& text);
-std::string read_file(const std::string& path);
-
 }  // namespace regard::arena

@@ -88,8 +88,30 @@ std::pair<std::shared_ptr<const void>, size_t> map_file(const std::string& path,
   return {std::shared_ptr<const void>(data, [size](const void* p) { ::munmap(const_cast<void*>(p), size); }), size};
 }
 
+std::string read_file(const std::string& path, const std::string& function) {
+  const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (file.get() < 0) fail_errno(function, "a file that can be read", path);
+  std::string text;
+  char buffer[1 << 14];
+  for (;;) {
+    const ssize_t count = ::read(file.get(), buffer, sizeof buffer);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) fail_errno(function, "a file that can be read", path);
+    if (count == 0) return text;
+    text.append(buffer, static_cast<size_t>(count));
+  }
+}
+
+void write_file_atomically(const std::string& path, const std::string& text, const std::string& function) {
+  const std::vector<std::pair<const void*, size_t>> pieces = {{text.data(), text.size()}};
+  write_file_atomically(path, pieces, function);
+}
+
 void write_file_atomically(const std::string& path, const std::vector<std::pair<const void*, size_t>>& pieces,
                            const std::string& function) {
+  struct stat status {};
+  if (::stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode))
+    fail(function, "a regular file or a new one to write", "'" + path + "'");
   // The process and a counter name the file, so that writers in parallel do not meet.
   static std::atomic<unsigned> counter{0};
   const std::string name = path + ".tmp." + std::to_string(::getpid()) + "." + std::to_string(counter++);

@@ -12,8 +12,13 @@ namespace regard {
 /// `function` names the caller in errors.
 std::pair<std::shared_ptr<const void>, size_t> map_file(const std::string& path, const std::string& function);
 
+/// All that `path` holds; a pipe or a device is read to its end.
+std::string read_file(const std::string& path, const std::string& function);
+
 /// Replaces `path` by the pieces, one after another, whole or not at all: a reader sees the old file or the new one.
+/// What is there and is no regular file (a device, a pipe, a folder) is refused: it must not be renamed over.
 void write_file_atomically(const std::string& path, const std::vector<std::pair<const void*, size_t>>& pieces,
                            const std::string& function);
+void write_file_atomically(const std::string& path, const std::string& text, const std::string& function);
 
 }  // namespace regard

@@ -165,8 +165,6 @@ std::string check(const std::string& id, const std::string& options) {
   return checking::run_all(mechanism(id).info().id, checking::read_options(options)).dump();
 }
 
-std::string theorem_names() { return checking::Json(checking::names()).dump(); }
-
 namespace {
 
 std::string check_op(std::string id, std::string options) { return check(id, options); }

@@ -20,9 +20,6 @@ namespace regard {
 /// Throws regard::Error for an unknown id (with the nearest name), theorem or option.
 std::string check(const std::string& id, const std::string& options = "{}");
 
-/// The names that the option "theorems" takes, in the order of the report, as a JSON list.
-std::string theorem_names();
-
 /// A report of `check` as an aligned table, the counterexamples below it.
 std::string check_table(const std::string& report);
 

@@ -63,7 +63,7 @@ int run_command(const CLI::App& command, Options& options) {
   const arena::Report report = arena::run_digits(settings, options.run);
   // With JSON on standard output the table goes to people's eyes on stderr.
   fmt::print(options.json == "-" ? stderr : stdout, "{}", arena::to_table(report));
-  if (!options.json.empty()) write_output(options.json, arena::to_json(report));
+  if (!options.json.empty()) write_output("arena", options.json, arena::to_json(report));
   if (report.interrupted) return 130;
   return report.failures.empty() ? 0 : 1;
 }

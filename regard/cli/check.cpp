@@ -6,8 +6,8 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "regard/arena/run_folder.h"
 #include "regard/base/error.h"
+#include "regard/base/file.h"
 #include "regard/cli/command.h"
 #include "regard/nn/mechanism.h"
 
@@ -23,17 +23,13 @@ struct Options {
   bool all = false;
 };
 
-bool ends_with(const std::string& text, const std::string& end) {
-  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
-}
-
 /// Kept for `regard list`; a cache that cannot be written is no reason to hide a verdict.
 void keep(const std::string& id, const std::string& report) {
   std::error_code error;
   std::filesystem::create_directories(reports_folder(), error);
   if (error) return;
   try {
-    arena::write_atomically((std::filesystem::path(reports_folder()) / (id + ".json")).string(), report + "\n");
+    write_file_atomically((std::filesystem::path(reports_folder()) / (id + ".json")).string(), report + "\n", "check");
   } catch (const Error&) {
   }
 }
@@ -45,7 +41,7 @@ std::vector<std::string> names_of(const Options& options) {
     for (const Mechanism* one : mechanisms()) ids.push_back(one->info().id);
   if (ids.empty()) fail("check", "the id of a mechanism (or --all)", "none");
   for (const auto& id : ids) {
-    if (ends_with(id, ".py"))
+    if (id.ends_with(".py"))
       fail("check",
            "a mechanism's id (a Python file is checked by the Python entry: python -m regard check " + id + ")",
            "'" + id + "'");
@@ -73,7 +69,7 @@ int run_check(const Options& options) {
       std::fflush(stdout);
     }
   }
-  if (!options.json.empty()) write_output(options.json, (reports.size() == 1 ? reports[0] : reports).dump(2));
+  if (!options.json.empty()) write_output("check", options.json, (reports.size() == 1 ? reports[0] : reports).dump(2));
   return passed ? 0 : 1;
 }
 

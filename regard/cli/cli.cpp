@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 
 #include "regard/base/error.h"
 #include "regard/base/names.h"

@@ -18,13 +18,11 @@ void add_arena(CLI::App& program, int& status);
 void add_explain(CLI::App& program, int& status);
 void add_version(CLI::App& program, int& status);
 
-/// Writes `text` to FILE, or to standard output for "-".
-void write_output(const std::string& file, const std::string& text);
+/// Writes `text` to FILE, or to standard output for "-". A regular file is replaced whole; a device or a pipe is
+/// written to. `command` is the name that errors carry.
+void write_output(const std::string& command, const std::string& file, const std::string& text);
 
 /// The folder that keeps reports of `regard check` for `regard list`: $XDG_CACHE_HOME/regard/check, or under ~/.cache.
 std::string reports_folder();
-
-/// Rows as aligned columns, a rule under the first; all to the left.
-std::string columns(const std::vector<std::vector<std::string>>& rows);
 
 }  // namespace regard::commands

@@ -3,10 +3,9 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 
-#include "regard/algebra/spec.h"
-#include "regard/arena/run_folder.h"
+#include "regard/base/file.h"
 #include "regard/cli/command.h"
-#include "regard/kernels/attention.h"
+#include "regard/ops/explain.h"
 
 namespace regard::commands {
 namespace {
@@ -18,15 +17,8 @@ std::string read_standard_input() {
   return text;
 }
 
-void explain(const std::string& file) {
-  const AttentionSpec spec = spec_from_json(file == "-" ? read_standard_input() : arena::read_file(file));
-  spec.validate();
-  fmt::print("{}\n", to_string(spec));
-  const std::string refused = kernels::refusal(spec.resolved());
-  if (refused.empty())
-    fmt::print("blocked CPU kernel: runs\n");
-  else
-    fmt::print("blocked CPU kernel: refused by {}; the stripe executor runs it\n", refused);
+void run_explain(const std::string& file) {
+  fmt::print("{}", explain(file == "-" ? read_standard_input() : read_file(file, "explain")));
 }
 
 }  // namespace
@@ -39,7 +31,7 @@ void add_explain(CLI::App& program, int&) {
       "Examples:\n"
       "  echo '{\"scale\": 0.125}' | regard explain -\n"
       "  python3 -c 'import regard; print(regard.Spec(mask=lambda b, h, i, j: i >= j).json)' | regard explain -");
-  command->callback([file] { explain(*file); });
+  command->callback([file] { run_explain(*file); });
 }
 
 }  // namespace regard::commands

@@ -4,7 +4,8 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "regard/arena/run_folder.h"
+#include "regard/base/file.h"
+#include "regard/base/table.h"
 #include "regard/cli/command.h"
 #include "regard/nn/mechanism.h"
 
@@ -18,7 +19,7 @@ json report_of(const std::string& id) {
   const auto path = std::filesystem::path(reports_folder()) / (id + ".json");
   std::error_code error;
   if (!std::filesystem::exists(path, error)) return nullptr;
-  const json report = json::parse(arena::read_file(path.string()), nullptr, /*allow_exceptions=*/false);
+  const json report = json::parse(read_file(path.string(), "list"), nullptr, /*allow_exceptions=*/false);
   return report.is_object() ? report : json(nullptr);
 }
 
@@ -53,12 +54,12 @@ void list(const std::string& role, const std::string& file) {
     mechanism["check"] = report_of(mechanism["id"]);
     shown.push_back(mechanism);
   }
-  if (!file.empty()) return write_output(file, shown.dump(2));
+  if (!file.empty()) return write_output("list", file, shown.dump(2));
   std::vector<std::vector<std::string>> rows = {{"id", "role", "family", "checked", "title", "notes"}};
   for (const auto& mechanism : shown)
     rows.push_back({mechanism["id"], mechanism["role"], mechanism["family"], verdict(mechanism["check"]),
                     mechanism["title"], traits(mechanism)});
-  fmt::print("{}", columns(rows));
+  fmt::print("{}", table(rows, rows.front().size()));
   fmt::print("\n{} mechanisms. 'checked' is the last `regard check ID` on this machine.\n", rows.size() - 1);
 }
 

@@ -2,17 +2,24 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 
-#include "regard/arena/run_folder.h"
+#include "regard/base/error.h"
+#include "regard/base/file.h"
 #include "regard/cli/command.h"
 
 namespace regard::commands {
 
-void write_output(const std::string& file, const std::string& text) {
-  if (file == "-")
-    fmt::print("{}\n", text);
-  else
-    arena::write_atomically(file, text + "\n");
+void write_output(const std::string& command, const std::string& file, const std::string& text) {
+  namespace fs = std::filesystem;
+  if (file == "-") return fmt::print("{}\n", text);
+  std::error_code error;
+  const fs::file_status status = fs::status(file, error);
+  if (!fs::exists(status) || fs::is_regular_file(status) || fs::is_directory(status))
+    return write_file_atomically(file, text + "\n", command);
+  std::ofstream stream(file);
+  stream << text << std::endl;
+  if (!stream) fail(command, "a file that can be written", "'" + file + "'");
 }
 
 std::string reports_folder() {
@@ -21,25 +28,6 @@ std::string reports_folder() {
     return (fs::path(cache) / "regard" / "check").string();
   const char* home = std::getenv("HOME");
   return (fs::path(home && *home ? home : ".") / ".cache" / "regard" / "check").string();
-}
-
-std::string columns(const std::vector<std::vector<std::string>>& rows) {
-  std::vector<size_t> widths(rows.front().size());
-  for (const auto& row : rows)
-    for (size_t c = 0; c < row.size(); ++c) widths[c] = std::max(widths[c], row[c].size());
-  std::string text;
-  const auto line = [&](const std::vector<std::string>& row) {
-    std::string cells;
-    for (size_t c = 0; c < row.size(); ++c) cells += fmt::format("{:<{}}  ", row[c], widths[c]);
-    cells.erase(cells.find_last_not_of(' ') + 1);
-    text += cells + "\n";
-  };
-  line(rows.front());
-  std::vector<std::string> rule;
-  for (const size_t width : widths) rule.emplace_back(width, '-');
-  line(rule);
-  for (size_t r = 1; r < rows.size(); ++r) line(rows[r]);
-  return text;
 }
 
 }  // namespace regard::commands

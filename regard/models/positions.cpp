@@ -7,16 +7,11 @@
 #include <vector>
 
 #include "regard/base/error.h"
+#include "regard/nn/shapes.h"
 #include "regard/ops/boundary.h"
 
 namespace regard {
 namespace {
-
-std::string text(at::IntArrayRef sizes) {
-  std::string out = "(";
-  for (size_t i = 0; i < sizes.size(); ++i) out += (i ? ", " : "") + std::to_string(sizes[i]);
-  return out + ")";
-}
 
 /// images (B, D, h, w) -> (B, D, h', w').
 at::Tensor bicubic(const at::Tensor& images, at::IntArrayRef size) {
@@ -27,7 +22,7 @@ at::ScalarType compute_type(const at::Tensor& x) { return x.scalar_type() == at:
 
 void check_grid(const char* name, at::IntArrayRef grid) {
   if (grid.size() != 2 || grid[0] < 1 || grid[1] < 1)
-    fail("resize_positions", std::string(name) + " to be two sizes of at least 1", text(grid));
+    fail("resize_positions", std::string(name) + " to be two sizes of at least 1", describe(grid));
 }
 
 std::vector<int64_t> square_grid(int64_t tokens) {
@@ -44,7 +39,7 @@ at::Tensor resize_positions(const at::Tensor& pos_embed, at::IntArrayRef old_gri
                             int64_t prefix) {
   if (pos_embed.dim() != 3 || pos_embed.size(0) != 1 || !pos_embed.is_floating_point())
     fail("resize_positions", "pos_embed (1, prefix + h*w, D) of a floating dtype",
-         text(pos_embed.sizes()) + " " + c10::toString(pos_embed.scalar_type()));
+         describe(pos_embed.sizes()) + " " + c10::toString(pos_embed.scalar_type()));
   check_grid("new_grid", new_grid);
   const int64_t tokens = pos_embed.size(1);
   if (prefix < 0 || prefix > tokens)
@@ -53,7 +48,7 @@ at::Tensor resize_positions(const at::Tensor& pos_embed, at::IntArrayRef old_gri
   check_grid("old_grid", old);
   if (old[0] * old[1] != tokens - prefix)
     fail("resize_positions", "old_grid to hold the " + std::to_string(tokens - prefix) + " entries after the prefix",
-         "old_grid " + text(old));
+         "old_grid " + describe(at::IntArrayRef(old)));
   if (new_grid[0] * new_grid[1] == tokens - prefix && new_grid[0] == new_grid[1]) return pos_embed;
 
   const at::Tensor front = pos_embed.narrow(1, 0, prefix);
@@ -65,9 +60,9 @@ at::Tensor resize_positions(const at::Tensor& pos_embed, at::IntArrayRef old_gri
 
 at::Tensor resize_patch_kernel(const at::Tensor& weight, at::IntArrayRef size) {
   if (weight.dim() != 4 || !weight.is_floating_point())
-    fail("resize_patch_kernel", "weight (D, C, p, q) of a floating dtype", text(weight.sizes()));
+    fail("resize_patch_kernel", "weight (D, C, p, q) of a floating dtype", describe(weight.sizes()));
   if (size.size() != 2 || size[0] < 1 || size[1] < 1)
-    fail("resize_patch_kernel", "two sizes of at least 1", text(size));
+    fail("resize_patch_kernel", "two sizes of at least 1", describe(size));
   if (weight.size(2) == size[0] && weight.size(3) == size[1]) return weight;
 
   // Column i of R is the resized i-th unit image. The pseudoinverse is taken in float64: R is ill-conditioned when the
@@ -82,7 +77,7 @@ at::Tensor resize_patch_kernel(const at::Tensor& weight, at::IntArrayRef size) {
 }
 
 at::Tensor adapt_input_channels(const at::Tensor& weight, int64_t channels) {
-  if (weight.dim() != 4) fail("adapt_input_channels", "weight (D, C, p, q)", text(weight.sizes()));
+  if (weight.dim() != 4) fail("adapt_input_channels", "weight (D, C, p, q)", describe(weight.sizes()));
   if (channels < 1) fail("adapt_input_channels", "channels of at least 1", std::to_string(channels));
   if (weight.size(1) == channels) return weight;
   if (weight.size(1) != 3)

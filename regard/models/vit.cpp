@@ -143,7 +143,7 @@ at::Tensor head(Pass& pass, const at::Tensor& features) {
     row = dropout(row, c.drop_rate, pass.context);
     return c.num_classes > 0 ? w.linear(row, name) : row;
   };
-  if (!c.distilled) return classify(vit_pool(c, w, features, pass.prefix, pass.context), "head");
+  if (!c.distilled) return classify(vit_pool(c, w, features, pass.prefix, pass.grid, pass.context), "head");
   const at::Tensor by_class = classify(features.select(1, 0), "head");
   const at::Tensor by_teacher = classify(features.select(1, 1), "head_dist");
   if (pass.context.wants("head")) pass.context.output("head", by_class);

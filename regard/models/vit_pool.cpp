@@ -1,44 +1,44 @@
 #include "regard/models/vit_pool.h"
 
 #include "regard/nn/dropout.h"
+#include "regard/nn/shapes.h"
 #include "regard/ops/attention.h"
 
 namespace regard {
 namespace {
 
-/// (B, N, D) -> (B, H, N, D / H).
-at::Tensor heads(const at::Tensor& x, int64_t count) { return x.unflatten(-1, {count, -1}).transpose(1, 2); }
-
 at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Context& context) {
   AttentionArguments arguments;
   arguments.path = context.path;
-  return attention(q, k, v, std::string("{}"), arguments).o.transpose(1, 2).flatten(2);
+  return merge_heads(attention(q, k, v, std::string("{}"), arguments).o);
 }
 
 at::Tensor map_pool(const ViT::Config& config, const Weights& w, const at::Tensor& x, Context& context) {
   const at::Tensor latent = w["latent"].expand_symint({x.sym_size(0), 1, config.embed_dim});
-  const at::Tensor q = heads(w.linear(latent, "q"), config.num_heads);
+  const at::Tensor q = split_heads(w.linear(latent, "q"), config.num_heads);
   const auto kv = w.linear(x, "kv").chunk(2, -1);
-  at::Tensor z = attend(q, heads(kv[0], config.num_heads), heads(kv[1], config.num_heads), context);
+  at::Tensor z = attend(q, split_heads(kv[0], config.num_heads), split_heads(kv[1], config.num_heads), context);
   z = w.linear(z, "proj");
   z = z + vit_mlp(w.under("mlp."), w.layer_norm(z, "norm", vit_epsilon), 0, context);
   return z.select(1, 0);
 }
 
 at::Tensor prr_pool(const ViT::Config& config, const at::Tensor& x, Context& context) {
-  const at::Tensor split = heads(x, config.num_heads);
+  const at::Tensor split = split_heads(x, config.num_heads);
   const at::Tensor refined = attend(split, split, split, context);
   return config.class_token ? refined.select(1, 0) : refined.mean(1);
 }
 
 at::Tensor registered_pool(const ViT::Config& config, const Weights& w, const at::Tensor& x, int64_t prefix,
-                           Context& context) {
+                           const std::vector<int64_t>& grid, Context& context) {
   const auto pool = config.pool_instance();
   const Info& info = pool->info();
   Context inner = inner_context(info, "pool", context);
   const bool whole = info.needs_prefix || config.pool_include_prefix;
   if (info.needs_prefix) inner.prefix = prefix;
-  if (info.needs_grid || !whole) inner.grid = context.grid;
+  // Prefix tokens that the pool is not told of have no place on the grid.
+  if (info.needs_prefix || !whole || prefix == 0)
+    for (const int64_t size : grid) inner.grid.emplace_back(size);
   const bool attn = context.wants("pool_attn");
   if (attn) inner.wanted = {"attn"};
   const at::Tensor tokens = whole ? x : x.slice_symint(1, prefix);
@@ -66,8 +66,8 @@ at::Tensor vit_mlp(const Weights& w, const at::Tensor& x, double p, Context& con
 }
 
 at::Tensor vit_pool(const ViT::Config& config, const Weights& weights, const at::Tensor& x, int64_t prefix,
-                    Context& context) {
-  if (!config.pool.empty()) return registered_pool(config, weights, x, prefix, context);
+                    const std::vector<int64_t>& grid, Context& context) {
+  if (!config.pool.empty()) return registered_pool(config, weights, x, prefix, grid, context);
   const std::string& kind = config.global_pool;
   if (kind == "" || kind == "none") return x;
   if (kind == "token") return x.select(1, 0);

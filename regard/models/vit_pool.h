@@ -11,8 +11,9 @@ namespace regard {
 ///     prr  row 0 (the mean without class token) of softmax(x x^T / sqrt(Dh)) x, per head
 ///
 /// Prefix tokens are left out of avg, max, avgmax, map and registered pools unless pool_include_prefix.
+/// `grid`: of the patch tokens; empty when some were dropped.
 at::Tensor vit_pool(const ViT::Config& config, const Weights& weights, const at::Tensor& x, int64_t prefix,
-                    Context& context);
+                    const std::vector<int64_t>& grid, Context& context);
 
 /// fc2(drop(norm(drop(gelu(fc1 x))))) under `weights` (fc1, norm if declared, fc2); p the dropout rate in training.
 at::Tensor vit_mlp(const Weights& weights, const at::Tensor& x, double p, Context& context);

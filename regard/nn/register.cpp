@@ -1,5 +1,6 @@
 // Configurations in and out of JSON, and the checks that every mechanism shares.
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <nlohmann/json.hpp>

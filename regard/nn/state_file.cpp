@@ -1,5 +1,6 @@
 #include "regard/nn/state_file.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "regard/base/error.h"

@@ -34,12 +34,11 @@ def torch_options():
 
 @pytest.fixture
 def fake_torch(tmp_path):
-    """Makes a folder that looks like a torch package of a version, of the CUDA wheel if asked."""
+    """Makes a folder that looks like a torch package (without CUDA) of a version."""
 
-    def make(version, cuda=False):
+    def make(version):
         torch = tmp_path / f"torch-{version}"
-        libraries = ["libtorch_cpu.so", "libc10.so"] + (["libtorch_cuda.so"] if cuda else [])
-        for path in ["include/ATen/ATen.h", *(f"lib/{name}" for name in libraries)]:
+        for path in ("include/ATen/ATen.h", "lib/libtorch_cpu.so", "lib/libc10.so"):
             (torch / path).parent.mkdir(parents=True, exist_ok=True)
             (torch / path).touch()
         (torch / "version.py").write_text(f"__version__ = '{version}'\n")

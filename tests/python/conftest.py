@@ -16,9 +16,10 @@ import regard  # noqa: E402  (the root conftest has put the package on the path)
 def _seeded():
     """Every test draws the same numbers, and leaves torch's and Regard's global settings as it found them."""
     torch.manual_seed(0)
-    regard.reset_path_counts() if hasattr(torch.ops.regard, "reset_path_counts") else None
+    regard.reset_path_counts()
     yield
     torch.use_deterministic_algorithms(False)
+    torch.ops.regard.set_strict(False)
 
 
 @pytest.fixture

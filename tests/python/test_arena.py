@@ -170,7 +170,7 @@ def test_interruption_keeps_what_has_finished(tmp_path):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     done = len(list(folder.glob("*seed*.json")))
-    assert 1 <= done < 40 and not list(folder.glob("*.partial*"))
+    assert 1 <= done < 40 and not list(folder.glob("*.tmp.*"))
     assert f"interrupted: {done} of 40 trainings are done" in out and "--resume" in out
     assert "softmax-attention  mean" in out   # the table of what there is
     process = start(tmp_path, "--resume", "--seeds", str(done + 1), "--json", str(tmp_path / "r.json"))
@@ -193,6 +193,9 @@ def test_configurations_of_mechanisms(tmp_path, capfd):
     assert status == 0 and report["settings"]["configs"] == {"poolformer": '{"pool_size": 5}'}
     assert arena(tmp_path, "--config", "poolformer", "--run", str(tmp_path / "x"))[0] == 2
     assert "--config ID={...}" in capfd.readouterr().err
+    assert arena(tmp_path, "--config", "poolformer={pool_size}", "--run", str(tmp_path / "x"))[0] == 2
+    assert ("[arena] expected the configuration of 'poolformer' to be a JSON object; found '{pool_size}'"
+            in capfd.readouterr().err)
 
 
 @pytest.mark.parametrize("arguments, message", [

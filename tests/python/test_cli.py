@@ -74,6 +74,18 @@ def test_list_as_json(capfd, tmp_path):
     assert [m["id"] for m in json.loads((tmp_path / "x.json").read_text())] == ["vit"]
 
 
+def test_json_goes_into_a_pipe_that_stays_one(tmp_path):
+    """A device or a pipe is written to, never replaced by a file."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        assert cli("list", "--role", "host", "--json", str(pipe)) == 0
+        assert pipe.is_fifo() and [m["id"] for m in json.loads(os.read(reader, 1 << 16))] == ["vit"]
+    finally:
+        os.close(reader)
+
+
 @pytest.mark.parametrize("arguments, message", [
     (["lst"], "unknown command 'lst'; did you mean 'list'?"),
     (["arena", "digit"], "arena: unknown command 'digit'; did you mean 'digits'?"),
@@ -99,11 +111,11 @@ def test_explain(capfd, tmp_path):
     path = tmp_path / "spec.json"
     path.write_text('{"scale": 0.125}')
     assert cli("explain", str(path)) == 0
-    assert "blocked CPU kernel: runs" in capfd.readouterr().out
+    assert "fused on CPU: yes" in capfd.readouterr().out
     path.write_text('{"normalizer": {"kind": "sigmoid"}}')
     assert cli("explain", str(path)) == 0
     out = capfd.readouterr().out
-    assert "refused by" in out and "sigmoid" in out
+    assert "fused on CPU: no: normalizer sigmoid" in out
     path.write_text('{"nodes": [["scal"]], "score": 0}')
     assert "did you mean 'scale'" in refused(capfd, "explain", str(path))
 

@@ -160,7 +160,7 @@ def test_no_cases_is_no_failure_and_a_missing_directory_is_one(tmp_path):
     assert golden("mean", tmp_path)["files"] == []
     with pytest.raises(ValueError, match=r"\[golden\] expected a directory of golden cases; found '/nowhere'"):
         golden("mean", "/nowhere")
-    with pytest.raises(ValueError, match="did you mean 'simpool'|mean"):
+    with pytest.raises(ValueError, match="did you mean 'mean'"):
         torch.ops.regard.golden("meen", str(tmp_path))
 
 

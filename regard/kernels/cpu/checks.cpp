@@ -8,25 +8,6 @@
 namespace regard::kernels {
 namespace {
 
-std::string name_of_kind(Normalizer::Kind kind) {
-  switch (kind) {
-    case Normalizer::Kind::softmax:
-      return "softmax";
-    case Normalizer::Kind::signed_softmax:
-      return "signed_softmax";
-    case Normalizer::Kind::sum:
-      return "sum";
-    case Normalizer::Kind::sigmoid:
-      return "sigmoid";
-    case Normalizer::Kind::relu:
-      return "relu";
-    case Normalizer::Kind::identity:
-      return "identity";
-    default:
-      return "z_score";
-  }
-}
-
 void check_length(const char* what, int64_t length, int64_t least) {
   if (length < least) {
     fail("attention", std::string(what) + " of at least " + std::to_string(least), std::to_string(length));
@@ -44,7 +25,8 @@ void check_indices(int64_t length, int64_t offset) {
 }  // namespace
 
 std::string refusal(const AttentionSpec& spec) {
-  if (spec.normalizer.kind != Normalizer::Kind::softmax) return "normalizer " + name_of_kind(spec.normalizer.kind);
+  if (spec.normalizer.kind != Normalizer::Kind::softmax)
+    return std::string("normalizer ") + name_of(spec.normalizer.kind);
   if (spec.normalizer.detach) return "a detached denominator";
   if (!spec.pair_outputs.empty()) return "pair outputs";
   if (spec.dropout > 0) return "dropout";
