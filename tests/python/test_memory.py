@@ -1,4 +1,6 @@
-"""M = N = 65536, D = 64, forward and backward: O(N) memory, measured as a process's peak."""
+"""M = N = 65536, D = 64, forward and backward: O(N) memory, measured as a process's peak.
+
+The stripe path's masks and captures are measured at a quarter of that length: at the full one they take ten minutes."""
 
 import subprocess
 import sys
@@ -7,8 +9,8 @@ import pytest
 
 PROGRAM = """
 import resource, sys, torch, regard
-path, score = sys.argv[1:]
-n, d = 65536, 64
+path, score = sys.argv[1:3]
+n, d = int(sys.argv[3]), 64
 q, k, v = (torch.randn(1, 1, n, d, requires_grad=True) for _ in range(3))
 g = torch.randn(1, 1, n, d)
 functions = {"plain": {}, "alibi": {"score": lambda s, b, h, i, j: s - 0.5 * (i - j).abs(), "is_causal": True}}[score]
@@ -27,10 +29,11 @@ print((after - before - outputs) / 2**20)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path, score", [("fused", "plain"), ("fused", "alibi"), ("stripe", "plain")])
-def test_peak_memory_at_65536(path, score):
-    result = subprocess.run([sys.executable, "-c", PROGRAM, path, score], capture_output=True, text=True)
+@pytest.mark.parametrize("path, score, n", [("fused", "plain", 65536), ("fused", "alibi", 65536),
+                                            ("stripe", "plain", 65536), ("stripe", "alibi", 16384)])
+def test_peak_memory(path, score, n):
+    result = subprocess.run([sys.executable, "-c", PROGRAM, path, score, str(n)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     gibibytes = float(result.stdout)
-    print(f"{path} {score}: {gibibytes:.3f} GiB over inputs and outputs")
-    assert gibibytes < 1.0
+    print(f"{path} {score} {n}: {gibibytes:.3f} GiB over inputs and outputs")
+    assert gibibytes < (1.0 if n == 65536 else 0.5)
