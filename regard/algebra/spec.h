@@ -106,7 +106,7 @@ const char* name_of(Normalizer::Divisor divisor);   ///< "keys"
 Normalizer::Kind normalizer_from_name(const std::string& name);
 Normalizer::Divisor divisor_from_name(const std::string& name);
 
-/// The resolved spec of a JSON text, parsed once and kept for the life of the process. Validated.
+/// The resolved spec of a JSON text, parsed once and kept (some thousand texts are).
 std::shared_ptr<const AttentionSpec> intern(const std::string& json);
 
 /// Ready-made masks (true = the pair exists), with query and key positions as defined by the call.

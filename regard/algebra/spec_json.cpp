@@ -117,6 +117,7 @@ uint64_t hash(const AttentionSpec& spec) {
 }
 
 std::shared_ptr<const AttentionSpec> intern(const std::string& text) {
+  constexpr size_t kKept = 4096;   // a process that makes texts without end (a constant per step) starts anew beyond
   static std::mutex mutex;
   static std::unordered_map<std::string, std::shared_ptr<const AttentionSpec>> table;
   {
@@ -126,6 +127,7 @@ std::shared_ptr<const AttentionSpec> intern(const std::string& text) {
   // Parsed outside the lock; of two threads that parse the same text the first to finish is kept.
   auto spec = std::make_shared<const AttentionSpec>(spec_from_json(text).resolved());
   const std::lock_guard lock(mutex);
+  if (table.size() >= kKept) table.clear();
   return table.try_emplace(text, std::move(spec)).first->second;
 }
 

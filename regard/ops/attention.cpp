@@ -9,8 +9,9 @@ AttentionOutput attention(const at::Tensor& q, const at::Tensor& k, const at::Te
                           const AttentionArguments& arguments) {
   const auto some = [](const at::Tensor& t) { return t.defined() ? ops::OptionalTensor(t) : std::nullopt; };
   return rethrow_as_error([&] {
-    auto [o, lse, pairs] = ops::call_attention(q, k, v, spec, arguments.captures, arguments.operands, some(arguments.sinks),
-                                               some(arguments.seed), arguments.query_offset, arguments.path);
+    auto [o, lse, pairs] =
+        ops::call_attention(q, k, v, spec, arguments.captures, arguments.operands, some(arguments.sinks),
+                            some(arguments.seed), arguments.query_offset, arguments.path);
     return AttentionOutput{o, lse, pairs};
   });
 }

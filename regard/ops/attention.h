@@ -12,12 +12,12 @@ namespace regard {
 
 /// What a call of `attention` brings beside q, k, v.
 struct AttentionArguments {
-  std::vector<at::Tensor> captures;   ///< in the order of spec.captures() (sorted by name)
-  std::vector<at::Tensor> operands;   ///< q_x, k_x of each name in spec.operands(), interleaved
-  at::Tensor sinks;                   ///< (H) or (H, S) when normalizer.sinks
-  at::Tensor seed;                    ///< int64 scalar when spec.dropout > 0
-  c10::SymInt query_offset = 0;       ///< query() = row + query_offset; N - M aligns bottom-right
-  std::string path = "auto";          ///< auto | fused | stripe | composite; a named path that cannot run is an error
+  std::vector<at::Tensor> captures;  ///< in the order of spec.captures() (sorted by name)
+  std::vector<at::Tensor> operands;  ///< q_x, k_x of each name in spec.operands(), interleaved
+  at::Tensor sinks;                  ///< (H) or (H, S) when normalizer.sinks
+  at::Tensor seed;                   ///< int64 scalar when spec.dropout > 0
+  c10::SymInt query_offset = 0;      ///< query() = row + query_offset; N - M aligns bottom-right
+  std::string path = "auto";         ///< auto | fused | stripe | composite; a named path that cannot run is an error
 };
 
 struct AttentionOutput {
@@ -30,6 +30,8 @@ struct AttentionOutput {
 /// o_i = sum_j normalizer(score_i.)_j weight_ij v_j, for every head; query head h reads key head h // (H / Hk).
 /// q (B, H, M, Dh), k (B, Hk, N, Dh), v (B, Hk, N, Dv); float64, float32, bfloat16, float16.
 /// Differentiable to any order in q, k, v, captures, operands and sinks; works under torch.func and torch.compile.
+/// Forward mode and the derivative of the backward run in stripes on every path, under counters of their own
+/// (attention_forward_mode, attention_backward_derivative; see paths.h).
 AttentionOutput attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const AttentionSpec& spec,
                           const AttentionArguments& arguments = {});
 

@@ -5,6 +5,7 @@
 // backward itself run the formulas of formula.h, which are ATen operations that torch differentiates to any order.
 #include <torch/library.h>
 
+#include "regard/base/error.h"
 #include "regard/ops/attention_op.h"
 #include "regard/ops/attention_paths.h"
 #include "regard/ops/boundary.h"
@@ -17,11 +18,20 @@ namespace {
 using torch::autograd::Node;
 using torch::autograd::variable_list;
 
+/// Derivatives that no fused kernel has (forward mode, the derivative of the backward) run the formulas under a counter
+/// of their own; in strict mode that is an error where the path was left open or asked to be fused.
+void count_formula(const char* op, const Call& call, c10::string_view path) {
+  const Path named = path_from_name(op, std::string(path));
+  if (strict() && (named == Path::automatic || named == Path::fused))
+    fail(op, "a derivative that the fused path has, because strict is on", "one that runs in stripes");
+  if (!traced(call.q)) count_path(op, named == Path::composite ? Path::composite : Path::stripe);
+}
+
 struct AttentionBackward final : Node {
   std::string spec, path;
   c10::SymInt query_offset;
   size_t captures = 0;
-  Saved inputs, outputs, seed;   // inputs: q, k, v, captures, operands, sinks
+  Saved inputs, outputs, seed;  // inputs: q, k, v, captures, operands, sinks
   std::string name() const override { return "AttentionBackward"; }
 
   variable_list apply(variable_list&& grads) override {
@@ -29,16 +39,16 @@ struct AttentionBackward final : Node {
     const size_t sinks = in.size() - 1;
     variable_list result(in.size());
     if (!grads[0].defined() && !grads[1].defined() && !grads[2].defined()) return result;
-    std::array<bool, 6> wanted{};   // q, k, v, sinks, captures, operands
+    std::array<bool, 6> wanted{};  // q, k, v, sinks, captures, operands
     for (size_t i = 0; i < in.size(); ++i)
       if (task_should_compute_output(i)) wanted[i < 3 ? i : i == sinks ? 3 : i < 3 + captures ? 4 : 5] = true;
     const at::Tensor grad_o = grads[0].defined() ? grads[0] : at::zeros_symint(out[0].sym_sizes(), out[0].options());
     const auto some = [](const at::Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
     const at::TensorList list(in);
-    const auto [dq, dk, dv, dsinks, dcaptures, doperands] = call_attention_backward(
-        grad_o, some(grads[1]), some(grads[2]), out[0], out[1], in[0], in[1], in[2], spec, list.slice(3, captures),
-        list.slice(3 + captures, sinks - 3 - captures), some(in[sinks]), some(seed.unpack(nullptr)[0]), query_offset, path,
-        wanted);
+    const auto [dq, dk, dv, dsinks, dcaptures, doperands] =
+        call_attention_backward(grad_o, some(grads[1]), some(grads[2]), out[0], out[1], in[0], in[1], in[2], spec,
+                                list.slice(3, captures), list.slice(3 + captures, sinks - 3 - captures),
+                                some(in[sinks]), some(seed.unpack(nullptr)[0]), query_offset, path, wanted);
     variable_list all = {dq, dk, dv};
     all.insert(all.end(), dcaptures.begin(), dcaptures.end());
     all.insert(all.end(), doperands.begin(), doperands.end());
@@ -62,10 +72,13 @@ AttentionResult attend_autograd(at::TensorList tensors, c10::string_view spec, c
   const bool differentiated = any_requires_grad(inputs), forward = any_forward_grad(inputs);
   const size_t captures = intern(std::string(spec))->captures().size();
   if (forward || (differentiated && path == "composite")) {
-    const Call call = make_call("attention", tensors[0], tensors[1], tensors[2], std::string(spec), tensors.slice(3, captures),
-                                tensors.slice(3 + captures), sinks, seed, query_offset);
-    const bool composite = path == "composite";
-    if (concrete(call.q)) count_path("attention", composite ? Path::composite : Path::stripe);
+    const Call call = make_call("attention", tensors[0], tensors[1], tensors[2], std::string(spec),
+                                tensors.slice(3, captures), tensors.slice(3 + captures), sinks, seed, query_offset);
+    const bool composite = path_from_name("attention", std::string(path)) == Path::composite;
+    if (forward)
+      count_formula("attention_forward_mode", call, path);
+    else if (!traced(call.q))
+      count_path("attention", Path::composite);
     const Stripe out = attend_in_stripes(call, composite ? 0 : stripe_rows(call));
     return {out.o.to(call.q.scalar_type()), out.lse, out.pairs};
   }
@@ -93,11 +106,12 @@ AttentionResult attend_autograd(at::TensorList tensors, c10::string_view spec, c
 }
 
 AttentionGradients attention_backward_autograd(const at::Tensor& grad_o, const OptionalTensor& grad_lse,
-                                               const OptionalTensor& grad_pairs, const at::Tensor& o, const at::Tensor& lse,
-                                               const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                               c10::string_view spec, at::TensorList captures, at::TensorList operands,
-                                               const OptionalTensor& sinks, const OptionalTensor& seed,
-                                               c10::SymInt query_offset, c10::string_view path, std::array<bool, 6> wanted) {
+                                               const OptionalTensor& grad_pairs, const at::Tensor& o,
+                                               const at::Tensor& lse, const at::Tensor& q, const at::Tensor& k,
+                                               const at::Tensor& v, c10::string_view spec, at::TensorList captures,
+                                               at::TensorList operands, const OptionalTensor& sinks,
+                                               const OptionalTensor& seed, c10::SymInt query_offset,
+                                               c10::string_view path, std::array<bool, 6> wanted) {
   std::vector<at::Tensor> inputs = {q, k, v, defined(sinks), grad_o, defined(grad_lse), defined(grad_pairs)};
   inputs.insert(inputs.end(), captures.begin(), captures.end());
   inputs.insert(inputs.end(), operands.begin(), operands.end());
@@ -107,10 +121,12 @@ AttentionGradients attention_backward_autograd(const at::Tensor& grad_o, const O
                                    query_offset, path, wanted);
   }
   // Second derivatives: o and lse are functions of the inputs and are recomputed as such, never read.
-  const Call call = make_call("attention_backward", q, k, v, std::string(spec), captures, operands, sinks, seed, query_offset);
-  if (concrete(q)) count_path("attention_backward", Path::stripe);
+  const Call call =
+      make_call("attention_backward", q, k, v, std::string(spec), captures, operands, sinks, seed, query_offset);
+  count_formula("attention_backward_derivative", call, path);
   const Wanted want{wanted[0], wanted[1], wanted[2], wanted[4], wanted[5], wanted[3]};
-  const StripeGradient g = attend_backward_in_stripes(call, stripe_rows(call), grad_o, defined(grad_lse), defined(grad_pairs), want);
+  const StripeGradient g =
+      attend_backward_in_stripes(call, stripe_rows(call), grad_o, defined(grad_lse), defined(grad_pairs), want);
   return packed(g, call, want);
 }
 

@@ -23,7 +23,8 @@ at::Tensor transposed(const at::Tensor& q, const at::Tensor& k, const at::Tensor
     fail("attention_transposed", "u of shape (batch, heads, queries, width) like q", found.str());
   }
   const at::Tensor keys = repeat_heads(k, q.sym_size(1));
-  const at::Tensor v = at::zeros_symint({keys.sym_size(0), keys.sym_size(1), keys.sym_size(2), u.sym_size(3)}, u.options());
+  const at::Tensor v =
+      at::zeros_symint({keys.sym_size(0), keys.sym_size(1), keys.sym_size(2), u.sym_size(3)}, u.options());
   const auto [o, lse, pairs] = call_attention(q, keys, v, spec, captures, operands, sinks, seed, query_offset, path);
   const std::array<bool, 6> only_values = {false, false, true, false, false, false};
   return std::get<2>(call_attention_backward(u, std::nullopt, std::nullopt, o.detach(), lse.detach(), q, keys, v, spec,
@@ -34,8 +35,10 @@ at::Tensor rows_of_map(const at::Tensor& q, const at::Tensor& k, const at::Tenso
                        at::TensorList captures, at::TensorList operands, const OptionalTensor& sinks,
                        const OptionalTensor& seed, c10::SymInt query_offset) {
   if (rows.dim() != 1 || rows.scalar_type() != at::kLong)
-    fail("attention_rows", "rows, an int64 vector of query indices", std::string(toString(rows.scalar_type())) + " of " + std::to_string(rows.dim()) + " dimensions");
-  const Call call = make_call("attention_rows", q, k, k, std::string(spec), captures, operands, sinks, seed, query_offset);
+    fail("attention_rows", "rows, an int64 vector of query indices",
+         std::string(toString(rows.scalar_type())) + " of " + std::to_string(rows.dim()) + " dimensions");
+  const Call call =
+      make_call("attention_rows", q, k, k, std::string(spec), captures, operands, sinks, seed, query_offset);
   if (concrete(rows) && rows.numel() > 0 && (rows.min().item<int64_t>() < 0 || rows.max().item<int64_t>() >= q.size(2)))
     fail("attention_rows", "rows in [0, " + std::to_string(q.size(2)) + ")",
          std::to_string(rows.min().item<int64_t>()) + " to " + std::to_string(rows.max().item<int64_t>()));

@@ -19,7 +19,8 @@ namespace {
 /// The call that a list of tensors and its spec make.
 Call call_of(at::TensorList tensors, c10::string_view spec, const OptionalTensor& sinks, const OptionalTensor& seed,
              const c10::SymInt& query_offset) {
-  require(tensors.size() >= 3, "attend", "q, k, v before the captures and operands", std::to_string(tensors.size()) + " tensors");
+  require(tensors.size() >= 3, "attend", "q, k, v before the captures and operands",
+          std::to_string(tensors.size()) + " tensors");
   const std::string text(spec);
   const size_t captures = std::min(intern(text)->captures().size(), tensors.size() - 3);
   return make_call("attention", tensors[0], tensors[1], tensors[2], text, tensors.slice(3, captures),
@@ -28,7 +29,7 @@ Call call_of(at::TensorList tensors, c10::string_view spec, const OptionalTensor
 
 AttentionResult attend_kernel(at::TensorList tensors, c10::string_view spec, const OptionalTensor& sinks,
                               const OptionalTensor& seed, c10::SymInt query_offset, c10::string_view path) {
-  const at::NoGradGuard below_autograd;   // inputs still say requires_grad here: stripes must not record themselves
+  const at::NoGradGuard below_autograd;  // inputs still say requires_grad here: stripes must not record themselves
   const Call call = call_of(tensors, spec, sinks, seed, query_offset);
   const Path chosen = choose_path("attention", call, std::string(path));
   count_path("attention", chosen);
@@ -47,9 +48,10 @@ AttentionResult attend_meta(at::TensorList tensors, c10::string_view spec, const
           at::empty_symint({call.B(), call.H(), call.M(), call.spec->pair_channels()}, statistics)};
 }
 
-AttentionResult attention_composite(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c10::string_view spec,
-                                    at::TensorList captures, at::TensorList operands, const OptionalTensor& sinks,
-                                    const OptionalTensor& seed, c10::SymInt query_offset, c10::string_view path) {
+AttentionResult attention_composite(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                    c10::string_view spec, at::TensorList captures, at::TensorList operands,
+                                    const OptionalTensor& sinks, const OptionalTensor& seed, c10::SymInt query_offset,
+                                    c10::string_view path) {
   return call_attention(q, k, v, spec, captures, operands, sinks, seed, query_offset, path);
 }
 
@@ -58,21 +60,22 @@ AttentionResult attention_composite(const at::Tensor& q, const at::Tensor& k, co
 bool is_real(const at::Tensor& t) { return at::isFloatingType(t.scalar_type()); }
 
 AttentionGradients attention_backward_kernel(const at::Tensor& grad_o, const OptionalTensor& grad_lse,
-                                             const OptionalTensor& grad_pairs, const at::Tensor& o, const at::Tensor& lse,
-                                             const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                             c10::string_view spec, at::TensorList captures, at::TensorList operands,
-                                             const OptionalTensor& sinks, const OptionalTensor& seed,
-                                             c10::SymInt query_offset, c10::string_view path, std::array<bool, 6> wanted) {
+                                             const OptionalTensor& grad_pairs, const at::Tensor& o,
+                                             const at::Tensor& lse, const at::Tensor& q, const at::Tensor& k,
+                                             const at::Tensor& v, c10::string_view spec, at::TensorList captures,
+                                             at::TensorList operands, const OptionalTensor& sinks,
+                                             const OptionalTensor& seed, c10::SymInt query_offset,
+                                             c10::string_view path, std::array<bool, 6> wanted) {
   const at::NoGradGuard below_autograd;
-  const Call call = make_call("attention_backward", q, k, v, std::string(spec), captures, operands, sinks, seed, query_offset);
+  const Call call =
+      make_call("attention_backward", q, k, v, std::string(spec), captures, operands, sinks, seed, query_offset);
   const Path chosen = choose_path("attention_backward", call, std::string(path));
   count_path("attention_backward", chosen);
   const Wanted want{wanted[0], wanted[1], wanted[2], wanted[4], wanted[5], wanted[3]};
-  const StripeGradient g =
-      chosen == Path::fused
-          ? blocked_backward(call, o, lse, grad_o, defined(grad_lse), want)
-          : attend_backward_in_stripes(call, chosen == Path::stripe ? stripe_rows(call) : 0, grad_o, defined(grad_lse),
-                                       defined(grad_pairs), want);
+  const StripeGradient g = chosen == Path::fused
+                               ? blocked_backward(call, o, lse, grad_o, defined(grad_lse), want)
+                               : attend_backward_in_stripes(call, chosen == Path::stripe ? stripe_rows(call) : 0,
+                                                            grad_o, defined(grad_lse), defined(grad_pairs), want);
   return packed(g, call, want);
 }
 
@@ -81,8 +84,10 @@ AttentionGradients attention_backward_meta(const at::Tensor& grad_o, const Optio
                                            const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                            c10::string_view spec, at::TensorList captures, at::TensorList operands,
                                            const OptionalTensor& sinks, const OptionalTensor& seed,
-                                           c10::SymInt query_offset, c10::string_view path, std::array<bool, 6> wanted) {
-  (void)grad_o, (void)grad_lse, (void)grad_pairs, (void)o, (void)lse, (void)spec, (void)seed, (void)query_offset, (void)path;
+                                           c10::SymInt query_offset, c10::string_view path,
+                                           std::array<bool, 6> wanted) {
+  (void)grad_o, (void)grad_lse, (void)grad_pairs, (void)o, (void)lse, (void)spec, (void)seed, (void)query_offset,
+      (void)path;
   const auto like = [](const at::Tensor& t, bool want) {
     return want && is_real(t) ? at::empty_symint(t.sym_sizes(), t.options()) : at::empty({0}, at::kMeta);
   };
@@ -98,10 +103,11 @@ AttentionGradients attention_backward_meta(const at::Tensor& grad_o, const Optio
 template <c10::DeviceType device>
 AttentionResult attend_autocast(at::TensorList tensors, c10::string_view spec, const OptionalTensor& sinks,
                                 const OptionalTensor& seed, c10::SymInt query_offset, c10::string_view path) {
-  const c10::impl::ExcludeDispatchKeyGuard guard(c10::DispatchKeySet(at::autocast::get_autocast_dispatch_key_from_device_type(device)));
+  const c10::impl::ExcludeDispatchKeyGuard guard(
+      c10::DispatchKeySet(at::autocast::get_autocast_dispatch_key_from_device_type(device)));
   const size_t first_operand = 3 + intern(std::string(spec))->captures().size();
   std::vector<at::Tensor> cast = tensors.vec();
-  for (size_t i = 0; i < cast.size(); ++i)   // captures keep their dtype: they enter the scores, not the products
+  for (size_t i = 0; i < cast.size(); ++i)  // captures keep their dtype: they enter the scores, not the products
     if (i < 3 || i >= first_operand)
       cast[i] = at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), cast[i], device);
   return call_attend(cast, spec, sinks, seed, query_offset, path);
@@ -117,8 +123,12 @@ AttentionGradients packed(const StripeGradient& g, const Call& call, const Wante
     if (!d.defined()) return at::zeros_symint(input.sym_sizes(), input.options());
     return d.to(input.scalar_type()).contiguous();
   };
-  AttentionGradients out{gradient(g.q, call.q, wanted.q), gradient(g.k, call.k, wanted.k), gradient(g.v, call.v, wanted.v),
-                         gradient(g.sinks, call.sinks, wanted.sinks), {}, {}};
+  AttentionGradients out{gradient(g.q, call.q, wanted.q),
+                         gradient(g.k, call.k, wanted.k),
+                         gradient(g.v, call.v, wanted.v),
+                         gradient(g.sinks, call.sinks, wanted.sinks),
+                         {},
+                         {}};
   for (size_t i = 0; i < call.captures.size(); ++i)
     std::get<4>(out).push_back(gradient(g.captures[i], call.captures[i], wanted.captures));
   for (size_t i = 0; i < call.operands.size(); ++i)
@@ -128,7 +138,8 @@ AttentionGradients packed(const StripeGradient& g, const Call& call, const Wante
 
 AttentionResult call_attend(at::TensorList tensors, c10::string_view spec, const OptionalTensor& sinks,
                             const OptionalTensor& seed, const c10::SymInt& query_offset, c10::string_view path) {
-  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("regard::attend", "").typed<decltype(attend_kernel)>();
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("regard::attend", "").typed<decltype(attend_kernel)>();
   return op.call(tensors, spec, sinks, seed, query_offset, path);
 }
 
@@ -149,9 +160,11 @@ AttentionGradients call_attention_backward(const at::Tensor& grad_o, const Optio
                                            const OptionalTensor& sinks, const OptionalTensor& seed,
                                            const c10::SymInt& query_offset, c10::string_view path,
                                            const std::array<bool, 6>& wanted) {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("regard::attention_backward", "").typed<decltype(attention_backward_kernel)>();
-  return op.call(grad_o, grad_lse, grad_pairs, o, lse, q, k, v, spec, captures, operands, sinks, seed, query_offset, path, wanted);
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("regard::attention_backward", "")
+                             .typed<decltype(attention_backward_kernel)>();
+  return op.call(grad_o, grad_lse, grad_pairs, o, lse, q, k, v, spec, captures, operands, sinks, seed, query_offset,
+                 path, wanted);
 }
 
 TORCH_LIBRARY_FRAGMENT(regard, m) {
@@ -164,9 +177,11 @@ TORCH_LIBRARY_FRAGMENT(regard, m) {
       "attend(Tensor[] tensors, str spec, Tensor? sinks, Tensor? seed, SymInt query_offset, str path) "
       "-> (Tensor o, Tensor lse, Tensor pairs)");
   m.def(
-      "attention_backward(Tensor grad_o, Tensor? grad_lse, Tensor? grad_pairs, Tensor o, Tensor lse, Tensor q, Tensor k, "
+      "attention_backward(Tensor grad_o, Tensor? grad_lse, Tensor? grad_pairs, Tensor o, Tensor lse, Tensor q, Tensor "
+      "k, "
       "Tensor v, str spec, Tensor[] captures, Tensor[] operands, Tensor? sinks, Tensor? seed, SymInt query_offset, "
-      "str path, bool[6] wanted) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dsinks, Tensor[] dcaptures, Tensor[] doperands)");
+      "str path, bool[6] wanted) -> (Tensor dq, Tensor dk, Tensor dv, Tensor dsinks, Tensor[] dcaptures, Tensor[] "
+      "doperands)");
 }
 
 TORCH_LIBRARY_IMPL(regard, CPU, m) {

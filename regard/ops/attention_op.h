@@ -11,14 +11,15 @@
 
 /// The two dispatched ops behind every attention, as C++ calls through the dispatcher.
 ///
-/// Users call regard::attention, which is composite: it puts all tensors into one list and calls regard::attend. Lists of
-/// captures and operands would often be empty, which AOTInductor hands over as none.
+/// Users call regard::attention, which is composite: it puts all tensors into one list and calls regard::attend. Lists
+/// of captures and operands would often be empty, which AOTInductor hands over as none.
 namespace regard::ops {
 
 using OptionalTensor = std::optional<at::Tensor>;
-using AttentionResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;   // o, lse, pairs
+using AttentionResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;  // o, lse, pairs
 /// dq, dk, dv, dsinks, dcaptures, doperands; an empty tensor (0) where a gradient was not wanted or does not exist.
-using AttentionGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>>;
+using AttentionGradients =
+    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>>;
 
 /// regard::attend; tensors: q, k, v, then the captures, then the operands.
 AttentionResult call_attend(at::TensorList tensors, c10::string_view spec, const OptionalTensor& sinks,

@@ -33,7 +33,8 @@ Call with_tensors(const Call& call, const std::vector<at::Tensor>& tensors) {
 /// Whether no number among them is infinite or NaN; false where that cannot be seen (while tracing).
 bool all_finite(const std::vector<at::Tensor>& tensors) {
   return std::all_of(tensors.begin(), tensors.end(), [](const at::Tensor& t) {
-    return !t.defined() || !at::isFloatingType(t.scalar_type()) || (concrete(t) && at::isfinite(t.detach()).all().item<bool>());
+    return !t.defined() || !at::isFloatingType(t.scalar_type()) ||
+           (concrete(t) && at::isfinite(t.detach()).all().item<bool>());
   });
 }
 
@@ -62,7 +63,8 @@ Stripe attend_in_stripes(const Call& given, int64_t block) {
 }
 
 StripeGradient attend_backward_in_stripes(const Call& given, int64_t block, const at::Tensor& grad_o,
-                                          const at::Tensor& grad_lse, const at::Tensor& grad_pairs, const Wanted& wanted) {
+                                          const at::Tensor& grad_lse, const at::Tensor& grad_pairs,
+                                          const Wanted& wanted) {
   Call call = given;
   std::vector<at::Tensor> inputs = tensors_of(call);
   const size_t grads = inputs.size();
@@ -74,7 +76,7 @@ StripeGradient attend_backward_in_stripes(const Call& given, int64_t block, cons
     const auto part = [&](size_t i) { return in[grads + i].defined() ? rows.of(in[grads + i], 2) : at::Tensor(); };
     StripeGradient g = attend_backward(with_tensors(call, in), rows, part(0), part(1), part(2), wanted);
     std::vector<at::Tensor> out = {g.q, g.k, g.v, g.sinks};
-    for (size_t i = 0; i < captures; ++i)   // row-owned pieces with their rows first, so that all concatenate along 0
+    for (size_t i = 0; i < captures; ++i)  // row-owned pieces with their rows first, so that all concatenate along 0
       out.push_back(g.captures[i].defined() && owned[i] >= 0 ? g.captures[i].movedim(owned[i], 0) : g.captures[i]);
     out.insert(out.end(), g.operands.begin(), g.operands.end());
     return out;

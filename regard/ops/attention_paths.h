@@ -17,6 +17,7 @@ Stripe attend_in_stripes(const Call& call, int64_t block);
 
 /// Gradients over all rows, likewise; whole tensors, undefined where nothing was read.
 StripeGradient attend_backward_in_stripes(const Call& call, int64_t block, const at::Tensor& grad_o,
-                                          const at::Tensor& grad_lse, const at::Tensor& grad_pairs, const Wanted& wanted);
+                                          const at::Tensor& grad_lse, const at::Tensor& grad_pairs,
+                                          const Wanted& wanted);
 
 }  // namespace regard::ops

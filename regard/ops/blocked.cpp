@@ -12,11 +12,16 @@ kernels::Array4<T> array_of(const at::Tensor& t) {
 
 kernels::Element element_of(at::ScalarType type) {
   switch (type) {
-    case at::kBool: return kernels::Element::boolean;
-    case at::kInt: return kernels::Element::int32;
-    case at::kLong: return kernels::Element::int64;
-    case at::kDouble: return kernels::Element::float64;
-    default: return kernels::Element::float32;
+    case at::kBool:
+      return kernels::Element::boolean;
+    case at::kInt:
+      return kernels::Element::int32;
+    case at::kLong:
+      return kernels::Element::int64;
+    case at::kDouble:
+      return kernels::Element::float64;
+    default:
+      return kernels::Element::float32;
   }
 }
 
@@ -56,14 +61,16 @@ struct Bound {
     for (size_t i = 0; i < names.size(); ++i) {
       captures.push_back(readable(source.captures[i]));
       const at::Tensor& t = captures.back();
-      call.captures.push_back({names[i], t.const_data_ptr(), element_of(t.scalar_type()), t.sizes().vec(), t.strides().vec(), nullptr});
+      call.captures.push_back(
+          {names[i], t.const_data_ptr(), element_of(t.scalar_type()), t.sizes().vec(), t.strides().vec(), nullptr});
     }
     const auto operand_names = source.spec->operands();
     for (size_t i = 0; i < operand_names.size(); ++i) {
       operands.push_back(source.operands[2 * i].to(compute));
       operands.push_back(source.operands[2 * i + 1].to(compute));
       const at::Tensor &qx = operands[2 * i], &kx = operands[2 * i + 1];
-      call.operands.push_back({operand_names[i], array_of<const T>(qx), array_of<const T>(kx), qx.size(1), qx.size(3), nullptr, nullptr});
+      call.operands.push_back(
+          {operand_names[i], array_of<const T>(qx), array_of<const T>(kx), qx.size(1), qx.size(3), nullptr, nullptr});
     }
     if (source.sinks.defined()) {
       sinks = source.sinks.to(compute).contiguous();
@@ -114,12 +121,14 @@ StripeGradient backward(const Call& source, const at::Tensor& o, const at::Tenso
   if (bound.sinks.defined()) gradient.sinks = zeroed<T>(out.sinks, wanted.sinks, bound.sinks.sizes(), options);
   out.captures.resize(bound.captures.size());
   for (size_t i = 0; i < bound.captures.size(); ++i)
-    bound.call.captures[i].gradient =
-        zeroed<T>(out.captures[i], wanted.captures && bound.captures[i].is_floating_point(), bound.captures[i].sizes(), options);
+    bound.call.captures[i].gradient = zeroed<T>(
+        out.captures[i], wanted.captures && bound.captures[i].is_floating_point(), bound.captures[i].sizes(), options);
   out.operands.resize(bound.operands.size());
   for (size_t i = 0; i < bound.call.operands.size(); ++i) {
-    bound.call.operands[i].q_gradient = zeroed<T>(out.operands[2 * i], wanted.operands, bound.operands[2 * i].sizes(), options);
-    bound.call.operands[i].k_gradient = zeroed<T>(out.operands[2 * i + 1], wanted.operands, bound.operands[2 * i + 1].sizes(), options);
+    bound.call.operands[i].q_gradient =
+        zeroed<T>(out.operands[2 * i], wanted.operands, bound.operands[2 * i].sizes(), options);
+    bound.call.operands[i].k_gradient =
+        zeroed<T>(out.operands[2 * i + 1], wanted.operands, bound.operands[2 * i + 1].sizes(), options);
   }
   kernels::attention_backward(bound.call, gradient);
   return out;

@@ -1,5 +1,6 @@
 #include "regard/ops/call.h"
 
+#include <algorithm>
 #include <cmath>
 #include <sstream>
 
@@ -50,21 +51,40 @@ void check_divides(const char* function, const std::string& what, const c10::Sym
   }
 }
 
-void find_capture_reads(const AttentionSpec& spec, std::vector<const Node*>& reads) {
+/// The leaves of kind `op` that the spec's expressions read.
+std::vector<const Node*> leaves_of(const AttentionSpec& spec, Op op) {
+  std::vector<const Node*> leaves;
   std::vector<Expr> roots = {spec.score, spec.keep, spec.weight, spec.counted};
   for (const auto& pair : spec.pair_outputs) {
     roots.push_back(pair.value);
     roots.push_back(pair.bucket);
   }
   for (const auto& entry : flatten(roots).entries)
-    if (entry.expr.op() == Op::capture) reads.push_back(&entry.expr.node());
+    if (entry.expr.op() == op) leaves.push_back(&entry.expr.node());
+  return leaves;
+}
+
+// Every dot lies inside the widths and heads of its operands, on every path alike.
+void check_dots(const char* function, const Call& call) {
+  const auto names = call.spec->operands();
+  for (const Node* dot : leaves_of(*call.spec, Op::dot)) {
+    const size_t at = static_cast<size_t>(std::find(names.begin(), names.end(), dot->name) - names.begin());
+    const at::Tensor& q = dot->name.empty() ? call.q : call.operands[2 * at];
+    const std::string label = dot->name.empty() ? "q" : "operand q of '" + dot->name + "'";
+    if (dot->end >= 0 && (dot->begin < 0 || dot->begin > dot->end || q.sym_size(3) < dot->end))
+      fail(function,
+           "features " + std::to_string(dot->begin) + " to " + std::to_string(dot->end) +
+               " of a dot inside the width of " + label,
+           "shape " + shape_of(q));
+    if (dot->only_head >= 0 && q.sym_size(1) <= dot->only_head)
+      fail(function, "head " + std::to_string(dot->only_head) + " of a dot among the heads of " + label,
+           "shape " + shape_of(q));
+  }
 }
 
 void check_captures(const char* function, const Call& call, at::TensorList captures) {
   const auto names = call.spec->captures();
-  std::vector<const Node*> reads;
-  find_capture_reads(*call.spec, reads);
-  for (const Node* read : reads) {
+  for (const Node* read : leaves_of(*call.spec, Op::capture)) {
     const size_t at = std::find(names.begin(), names.end(), read->name) - names.begin();
     const at::Tensor& t = captures[at];
     const std::string label = "capture '" + read->name + "'";
@@ -73,7 +93,8 @@ void check_captures(const char* function, const Call& call, at::TensorList captu
            t.defined() ? "shape " + shape_of(t) : "an undefined tensor");
     if (class_of(t.scalar_type()) != read->type)
       fail(function, label + " of a " + std::string(name_of(read->type)) + " dtype", toString(t.scalar_type()));
-    if (t.device() != call.q.device()) fail(function, label + " on q's device " + call.q.device().str(), t.device().str());
+    if (t.device() != call.q.device())
+      fail(function, label + " on q's device " + call.q.device().str(), t.device().str());
   }
 }
 
@@ -97,15 +118,17 @@ void check_operands(const char* function, const Call& call, at::TensorList opera
 at::Tensor check_sinks(const char* function, const Call& call, const std::optional<at::Tensor>& sinks) {
   const bool given = sinks && sinks->defined();
   if (given != call.spec->normalizer.sinks)
-    fail(function, call.spec->normalizer.sinks ? "sinks, because the normalizer has sink logits"
-                                               : "no sinks, because the normalizer has no sink logits",
+    fail(function,
+         call.spec->normalizer.sinks ? "sinks, because the normalizer has sink logits"
+                                     : "no sinks, because the normalizer has no sink logits",
          given ? "shape " + shape_of(*sinks) : "none");
   if (!given) return {};
   require((sinks->dim() == 1 || sinks->dim() == 2) && floating(*sinks), function,
           "sinks of a floating dtype and shape (heads) or (heads, S)",
           std::string(toString(sinks->scalar_type())) + " of shape " + shape_of(*sinks));
   check_size(function, "sinks", *sinks, 0, call.H());
-  if (sinks->device() != call.q.device()) fail(function, "sinks on q's device " + call.q.device().str(), sinks->device().str());
+  if (sinks->device() != call.q.device())
+    fail(function, "sinks on q's device " + call.q.device().str(), sinks->device().str());
   return sinks->dim() == 1 ? sinks->unsqueeze(1) : *sinks;
 }
 
@@ -153,6 +176,7 @@ Call make_call(const char* function, const at::Tensor& q, const at::Tensor& k, c
   check_operands(function, call, operands);
   call.captures = captures.vec();
   call.operands = operands.vec();
+  check_dots(function, call);
   call.sinks = check_sinks(function, call, sinks);
   const bool seeded = seed && seed->defined();
   if (call.spec->dropout > 0 && !(seeded && seed->scalar_type() == at::kLong && seed->dim() == 0))
@@ -172,17 +196,23 @@ at::Tensor Rows::index(const at::TensorOptions& options) const {
 
 Rows all_rows(const Call& call) { return {0, call.M(), {}}; }
 
+bool traced(const at::Tensor& t) {
+  return t.is_meta() ||
+         t.key_set().has_any(c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Functionalize}));
+}
+
 bool concrete(const at::Tensor& t) {
-  const auto keys = t.key_set();
-  return !t.is_meta() && !keys.has_any(c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Functionalize,
-                                                           c10::DispatchKey::FuncTorchBatched,
-                                                           c10::DispatchKey::FuncTorchGradWrapper}));
+  return !traced(t) &&
+         !t.key_set().has_any(c10::DispatchKeySet(
+             {c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::Batched, c10::DispatchKey::FuncTorchGradWrapper}));
 }
 
 at::Tensor repeat_heads(const at::Tensor& t, const c10::SymInt& heads) {
   if (t.sym_size(1) == heads) return t;
   const c10::SymInt group = heads / t.sym_size(1);
-  return t.unsqueeze(2).expand_symint({t.sym_size(0), t.sym_size(1), group, t.sym_size(2), t.sym_size(3)}).flatten(1, 2);
+  return t.unsqueeze(2)
+      .expand_symint({t.sym_size(0), t.sym_size(1), group, t.sym_size(2), t.sym_size(3)})
+      .flatten(1, 2);
 }
 
 at::Tensor sum_heads(const at::Tensor& t, const c10::SymInt& heads) {

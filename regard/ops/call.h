@@ -12,21 +12,21 @@
 namespace regard::ops {
 
 struct Call {
-  at::Tensor q, k, v;                     ///< (B,H,M,Dh) (B,Hk,N,Dh) (B,Hk,N,Dv)
+  at::Tensor q, k, v;                         ///< (B,H,M,Dh) (B,Hk,N,Dh) (B,Hk,N,Dv)
   std::shared_ptr<const AttentionSpec> spec;  ///< resolved and interned
-  std::vector<at::Tensor> captures;       ///< in the order of spec->captures()
-  std::vector<at::Tensor> operands;       ///< q_x, k_x of each spec->operands()
-  at::Tensor sinks;                       ///< (H, S) or undefined
-  at::Tensor seed;                        ///< int64 scalar or undefined
+  std::vector<at::Tensor> captures;           ///< in the order of spec->captures()
+  std::vector<at::Tensor> operands;           ///< q_x, k_x of each spec->operands()
+  at::Tensor sinks;                           ///< (H, S) or undefined
+  at::Tensor seed;                            ///< int64 scalar or undefined
   c10::SymInt query_offset = 0;
-  bool finite = false;                    ///< every number of the call was seen to be finite: no product needs a guard
+  bool finite = false;  ///< every number of the call was seen to be finite: no product needs a guard
 
   c10::SymInt B() const { return q.sym_size(0); }
   c10::SymInt H() const { return q.sym_size(1); }
   c10::SymInt M() const { return q.sym_size(2); }
   c10::SymInt N() const { return k.sym_size(2); }
-  double scale() const;                   ///< the spec's, or 1/sqrt(Dh)
-  at::ScalarType compute() const;         ///< float64 for float64 inputs, else float32
+  double scale() const;            ///< the spec's, or 1/sqrt(Dh)
+  at::ScalarType compute() const;  ///< float64 for float64 inputs, else float32
 };
 
 /// Refuses other numbers of captures and operands than the spec reads.
@@ -41,11 +41,14 @@ Call make_call(const char* function, const at::Tensor& q, const at::Tensor& k, c
 /// Query rows: a range, or chosen ones.
 struct Rows {
   c10::SymInt begin, end;
-  at::Tensor chosen;                      ///< int64 (R), or undefined for the range
-  at::Tensor of(const at::Tensor& t, int64_t dim) const;       ///< these rows of t
-  at::Tensor index(const at::TensorOptions& options) const;    ///< int64 (m)
+  at::Tensor chosen;                                         ///< int64 (R), or undefined for the range
+  at::Tensor of(const at::Tensor& t, int64_t dim) const;     ///< these rows of t
+  at::Tensor index(const at::TensorOptions& options) const;  ///< int64 (m)
 };
 Rows all_rows(const Call& call);
+
+/// True when the tensor only stands for one while a program is recorded.
+bool traced(const at::Tensor& t);
 
 /// True when the tensor holds numbers that can be read now: no fake, traced, or functorch-wrapped tensor.
 bool concrete(const at::Tensor& t);

@@ -11,9 +11,9 @@ at::Tensor dropout_factor(const Call& call, const Rows& rows) {
   };
   const at::Tensor query = rows.index(integer).add(c10::Scalar(call.query_offset)).view({1, 1, -1, 1});
   const double keep = 1 - call.spec->dropout;
-  const at::Tensor kept = random_event(keep, call.seed.to(integer.device()),
-                                       {range(call.B(), {-1, 1, 1, 1}), range(call.H(), {1, -1, 1, 1}), query,
-                                        range(call.N(), {1, 1, 1, -1})});
+  const at::Tensor kept = random_event(
+      keep, call.seed.to(integer.device()),
+      {range(call.B(), {-1, 1, 1, 1}), range(call.H(), {1, -1, 1, 1}), query, range(call.N(), {1, 1, 1, -1})});
   return kept.to(call.compute()).mul(keep > 0 ? 1 / keep : 0.0);
 }
 

@@ -24,18 +24,19 @@ class Evaluation {
   /// Adds the gradient of a leaf, d (B, H, m, N), to what the leaf reads.
   /// Dots: rows of q-like (B,Hx,m,Dx) and all of k-like (B,Hx,N,Dx). Captures: the whole tensor.
   struct DotGradient {
-    int operand;              ///< -1: q and k; else position in spec->operands()
-    at::Tensor q, k;          ///< q: the stripe's rows only
+    int operand;      ///< -1: q and k; else position in spec->operands()
+    at::Tensor q, k;  ///< q: the stripe's rows only
   };
   DotGradient dot_gradient(int entry, const at::Tensor& d);
   struct CaptureGradient {
-    int capture;              ///< position in spec->captures()
-    at::Tensor gradient;      ///< shaped as the capture, compute dtype; along `row_dim` this stripe's rows only
-    int64_t row_dim;          ///< dimension that follows the query rows, -1: none
+    int capture;          ///< position in spec->captures()
+    at::Tensor gradient;  ///< shaped as the capture, compute dtype; along `row_dim` this stripe's rows only
+    int64_t row_dim;      ///< dimension that follows the query rows, -1: none
   };
   CaptureGradient capture_gradient(int entry, const at::Tensor& d);
 
-  /// Of a leaf that reads a capture: which, and the dimension that follows the query rows (-1: none). {-1, -1} for a dot.
+  /// Of a leaf that reads a capture: which, and the dimension that follows the query rows (-1: none). {-1, -1} for a
+  /// dot.
   std::pair<int, int64_t> row_dim(int entry) const;
 
   /// Throws when a capture was read out of range where the pair exists. Does nothing while tracing.
@@ -55,6 +56,7 @@ class Evaluation {
 
   const Call& call_;
   const Rows& rows_;
+  const std::shared_ptr<const Plan> held_;  // keeps plan_ alive
   const Plan& plan_;
   at::TensorOptions real_, integer_;
   std::vector<at::Tensor> memo_;
@@ -66,8 +68,17 @@ class Evaluation {
     bool in_mask;
   };
   std::vector<RangeCheck> checks_;
-  bool in_mask_ = false;      ///< keep or counted is being evaluated: reads out of range are errors everywhere
+  bool in_mask_ = false;  ///< keep or counted is being evaluated: reads out of range are errors everywhere
 };
+
+/// The dtype that holds values of a type, `real` being the dtype of reals.
+at::ScalarType dtype_of(Type type, at::ScalarType real);
+
+/// Where `name` stands among sorted names.
+int position(const std::vector<std::string>& names, const std::string& name);
+
+/// Known to be 0 (a symbolic size is not known).
+bool is_zero(const c10::SymInt& value);
 
 /// Sum over the axes that broadcasting added, back to `like`'s sizes.
 at::Tensor reduce_to(const at::Tensor& t, c10::SymIntArrayRef sizes);
@@ -76,8 +87,8 @@ at::Tensor reduce_to(const at::Tensor& t, c10::SymIntArrayRef sizes);
 at::Tensor pad_to(const at::Tensor& t, const std::vector<c10::SymInt>& before, c10::SymIntArrayRef sizes);
 
 /// A (.., m, N) times B (.., N, D), where a non-finite row of B reaches only the rows of the product that keep it
-/// (0 * NaN would reach all). `keep` broadcasts to A; undefined: the pairs with a nonzero entry of A. With `finite` known
-/// it is the plain product.
+/// (0 * NaN would reach all). `keep` broadcasts to A; undefined: the pairs with a nonzero entry of A. With `finite`
+/// known it is the plain product.
 at::Tensor guarded_matmul(const at::Tensor& a, const at::Tensor& keep, const at::Tensor& b, bool finite);
 
 }  // namespace regard::ops

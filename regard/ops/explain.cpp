@@ -10,7 +10,8 @@ namespace regard {
 std::string explain(const std::string& spec) {
   const auto resolved = intern(spec);
   const std::string refusal = kernels::refusal(*resolved);
-  return to_string(*resolved) + "\nfused on CPU: " + (refusal.empty() ? "yes, " + kernels::isa() : "no: " + refusal) + "\n";
+  return to_string(*resolved) + "\nfused on CPU: " + (refusal.empty() ? "yes, " + kernels::isa() : "no: " + refusal) +
+         "\n";
 }
 
 namespace {

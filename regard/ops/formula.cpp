@@ -11,12 +11,13 @@ namespace {
 /// What forward and backward of a stripe share.
 struct Body {
   Evaluation evaluation;
+  std::shared_ptr<const Plan> held;  // keeps plan alive
   const Plan& plan;
-  at::Tensor keep, counted, scores, factor;   // factor: weight * dropout, undefined when 1
+  at::Tensor keep, counted, scores, factor;  // factor: weight * dropout, undefined when 1
   Normalized normalized;
 
   Body(const Call& call, const Rows& rows)
-      : evaluation(call, rows), plan(plan_of(call.spec)), keep(evaluation.keep()) {
+      : evaluation(call, rows), held(plan_of(call.spec)), plan(*held), keep(evaluation.keep()) {
     counted = plan.counted_as_keep ? keep : evaluation.counted();
     const at::Tensor rows_of_q = rows.of(call.q, 2);
     const std::vector<c10::SymInt> shape = {call.B(), call.H(), rows_of_q.sym_size(2), call.N()};
@@ -29,7 +30,9 @@ struct Body {
     }
   }
 
-  at::Tensor weights() { return factor.defined() ? masked(at::mul(normalized.weights, factor), keep, 0) : normalized.weights; }
+  at::Tensor weights() {
+    return factor.defined() ? masked(at::mul(normalized.weights, factor), keep, 0) : normalized.weights;
+  }
 
   // One channel of a pair output: `t` where the pair's bucket is the channel.
   at::Tensor in_bucket(const Plan::Pair& pair, int64_t channel, const at::Tensor& t) {
@@ -70,8 +73,8 @@ Stripe attend(const Call& call, const Rows& rows) {
   const at::Tensor v = repeat_heads(call.v.to(call.compute()), call.H());
   const at::Tensor pairs = pair_sums(call, body, weights);
   body.evaluation.check_ranges();
-  return {body.keep.defined() ? guarded_matmul(weights, body.keep, v, call.finite) : at::matmul(weights, v), body.normalized.statistic,
-          pairs};
+  return {body.keep.defined() ? guarded_matmul(weights, body.keep, v, call.finite) : at::matmul(weights, v),
+          body.normalized.statistic, pairs};
 }
 
 at::Tensor attention_weights(const Call& call, const Rows& rows) {
@@ -84,7 +87,8 @@ std::vector<int64_t> capture_row_dims(const Call& call) {
   constexpr int64_t kUnseen = -2;
   std::vector<int64_t> dims(call.captures.size(), kUnseen);
   Evaluation evaluation(call, all_rows(call));
-  for (const auto& leaf : plan_of(call.spec).leaves) {
+  const auto plan = plan_of(call.spec);
+  for (const auto& leaf : plan->leaves) {
     const auto [capture, dim] = evaluation.row_dim(leaf.entry);
     if (capture < 0) continue;
     int64_t& known = dims[static_cast<size_t>(capture)];
@@ -129,7 +133,7 @@ StripeGradient attend_backward(const Call& call, const Rows& rows, const at::Ten
                                          grad_normalized, grad_lse.defined() ? grad_lse.to(compute) : at::Tensor());
   out.sinks = scores.sinks;
 
-  at::Tensor grad_weight;   // of the spec's weight expression
+  at::Tensor grad_weight;  // of the spec's weight expression
   if (!plan.weight_one) {
     grad_weight = at::mul(total, body.normalized.weights);
     if (call.spec->dropout > 0) grad_weight = at::mul(grad_weight, dropout_factor(call, rows));

@@ -32,15 +32,22 @@ std::tuple<at::Tensor, at::Tensor> merge_states(const at::Tensor& o1, const at::
   at::Tensor top = at::maximum(lse1, lse2).detach();
   top = at::where(top.eq(-kInfinity), at::zeros({}, top.options()), top);
   const at::Tensor w1 = at::exp(at::sub(lse1, top)), w2 = at::exp(at::sub(lse2, top)), sum = at::add(w1, w2);
-  const at::Tensor safe = at::where(sum.gt(0), sum, at::ones({}, sum.options()));
-  const at::Tensor lse = at::where(sum.gt(0), at::add(top, at::log(safe)), at::full({}, -kInfinity, sum.options()));
-  const at::Tensor o = at::add(at::mul(o1, at::div(w1, safe).unsqueeze(-1)), at::mul(o2, at::div(w2, safe).unsqueeze(-1)));
+  const at::Tensor empty = sum.eq(0);  // a NaN state is not empty
+  const at::Tensor safe = sum.masked_fill(empty, 1);
+  const at::Tensor lse = at::add(top, at::log(safe)).masked_fill(empty, -kInfinity);
+  // What an empty state holds (some libraries leave NaN there) reaches nothing.
+  const auto share = [&](const at::Tensor& o, const at::Tensor& weight) {
+    const at::Tensor none = weight.eq(0).unsqueeze(-1);
+    return at::mul(o.masked_fill(none, 0), at::div(weight, safe).unsqueeze(-1));
+  };
+  const at::Tensor o = at::add(share(o1, w1), share(o2, w2));
   return {o.to(o1.scalar_type()), lse};
 }
 
 }  // namespace
 
-std::pair<at::Tensor, at::Tensor> merge(const at::Tensor& o1, const at::Tensor& lse1, const at::Tensor& o2, const at::Tensor& lse2) {
+std::pair<at::Tensor, at::Tensor> merge(const at::Tensor& o1, const at::Tensor& lse1, const at::Tensor& o2,
+                                        const at::Tensor& lse2) {
   auto [o, lse] = merge_states(o1, lse1, o2, lse2);
   return {o, lse};
 }

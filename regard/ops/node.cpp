@@ -19,7 +19,8 @@ torch::autograd::edge_list edges_of(const std::vector<at::Tensor>& tensors) {
   torch::autograd::edge_list edges;
   edges.reserve(tensors.size());
   for (const auto& t : tensors)
-    edges.push_back(t.defined() && t.requires_grad() ? torch::autograd::impl::gradient_edge(t) : torch::autograd::Edge());
+    edges.push_back(t.defined() && t.requires_grad() ? torch::autograd::impl::gradient_edge(t)
+                                                     : torch::autograd::Edge());
   return edges;
 }
 

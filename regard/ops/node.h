@@ -8,8 +8,8 @@
 #include <utility>
 #include <vector>
 
-/// What hand-written autograd nodes share. Nodes are held by c10::intrusive_ptr in newer torch and by std::shared_ptr in
-/// older: the type is taken from Edge.
+/// What hand-written autograd nodes share. Nodes are held by c10::intrusive_ptr in newer torch and by std::shared_ptr
+/// in older: the type is taken from Edge.
 namespace regard::ops {
 
 using NodePointer = decltype(torch::autograd::Edge::function);
@@ -37,7 +37,9 @@ class Saved {
     for (const auto& v : variables_) out.push_back(v.unpack(node));
     return out;
   }
-  void release() { for (auto& v : variables_) v.reset_data(); }
+  void release() {
+    for (auto& v : variables_) v.reset_data();
+  }
 
  private:
   std::vector<torch::autograd::SavedVariable> variables_;

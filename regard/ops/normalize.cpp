@@ -15,19 +15,20 @@ bool empty_rows(const at::Tensor& scores) { return scores.sym_size(-1) == 0; }
 Normalized softmax_of(const at::Tensor& scores, const at::Tensor& keep, const at::Tensor& counted,
                       const at::Tensor& sinks, bool detach) {
   at::Tensor z;
-  if (sinks.defined()) z = sinks.to(scores.scalar_type()).unsqueeze(0).unsqueeze(2);   // (1,H,1,S)
+  if (sinks.defined()) z = sinks.to(scores.scalar_type()).unsqueeze(0).unsqueeze(2);  // (1,H,1,S)
   const at::Tensor s = masked(scores, counted, -kInfinity);
   at::Tensor top;
   if (!empty_rows(s)) top = s.detach().amax(-1, true);
   if (z.defined() && z.sym_size(-1) != 0) {
     const at::Tensor sink_top = z.detach().amax(-1, true);
-    top = top.defined() ? at::maximum(top, sink_top) : sink_top.expand_symint({s.sym_size(0), s.sym_size(1), s.sym_size(2), 1});
+    top = top.defined() ? at::maximum(top, sink_top)
+                        : sink_top.expand_symint({s.sym_size(0), s.sym_size(1), s.sym_size(2), 1});
   }
   if (!top.defined()) top = at::zeros_symint({s.sym_size(0), s.sym_size(1), s.sym_size(2), 1}, s.options());
   // A row without keys has no maximum; a NaN score must not reach the masked pairs of its row.
   top = at::where(at::isfinite(top), top, at::zeros({}, top.options()));
 
-  const at::Tensor e = at::exp(at::sub(s, top));                        // 0 where not counted
+  const at::Tensor e = at::exp(at::sub(s, top));  // 0 where not counted
   at::Tensor sum = e.sum(-1, true), e_sinks;
   if (z.defined()) {
     e_sinks = at::exp(at::sub(z, top));
@@ -38,7 +39,8 @@ Normalized softmax_of(const at::Tensor& scores, const at::Tensor& keep, const at
   Normalized out;
   out.shares = at::div(e, safe);
   if (z.defined()) out.sink_shares = at::div(e_sinks, safe);
-  out.statistic = at::where(sum.gt(0), at::add(top, at::log(safe)), at::full({}, -kInfinity, sum.options())).squeeze(-1);
+  out.statistic =
+      at::where(sum.gt(0), at::add(top, at::log(safe)), at::full({}, -kInfinity, sum.options())).squeeze(-1);
   // A NaN score must reach its row, which `sum > 0` would hide.
   out.statistic = at::where(at::isnan(sum).squeeze(-1), sum.squeeze(-1), out.statistic);
   if (keep.is_same(counted)) {
@@ -64,7 +66,7 @@ at::Tensor count_of(const at::Tensor& counted, const at::Tensor& scores) {
 }
 
 struct Moments {
-  at::Tensor count, centered, rate;   // n, s - mean, 1 / sqrt(variance + epsilon)
+  at::Tensor count, centered, rate;  // n, s - mean, 1 / sqrt(variance + epsilon)
 };
 
 // Rows of one counted key have variance 0: with epsilon 0 their weight is 0, not NaN.
@@ -74,7 +76,8 @@ Moments moments_of(const Normalizer& normalizer, const at::Tensor& scores, const
   const at::Tensor centered = at::sub(scores, mean);
   const at::Tensor square = masked(at::square(centered), counted, 0);
   const at::Tensor variance = at::add(at::div(square.sum(-1, true), n), normalizer.epsilon);
-  const at::Tensor rate = at::where(variance.gt(0), at::rsqrt(positive_or_one(variance)), at::zeros({}, variance.options()));
+  const at::Tensor rate =
+      at::where(variance.gt(0), at::rsqrt(positive_or_one(variance)), at::zeros({}, variance.options()));
   return {n, centered, normalizer.detach ? rate.detach() : rate};
 }
 
@@ -91,7 +94,8 @@ Normalized normalize(const Normalizer& normalizer, const at::Tensor& scores, con
   using Kind = Normalizer::Kind;
   Normalized out;
   switch (normalizer.kind) {
-    case Kind::softmax: return softmax_of(scores, keep, counted, sinks, normalizer.detach);
+    case Kind::softmax:
+      return softmax_of(scores, keep, counted, sinks, normalizer.detach);
     case Kind::signed_softmax: {
       const at::Tensor sign = at::sign(scores.detach());
       out = softmax_of(at::mul(scores, sign), keep, counted, {}, normalizer.detach);
@@ -106,9 +110,15 @@ Normalized normalize(const Normalizer& normalizer, const at::Tensor& scores, con
       out.statistic = at::where(sum.gt(0), at::log(safe), at::full({}, -kInfinity, sum.options())).squeeze(-1);
       return out;
     }
-    case Kind::sigmoid: out.weights = masked(at::sigmoid(scores), keep, 0); break;
-    case Kind::relu: out.weights = masked(at::div(at::relu(scores), divisor_of(normalizer, scores, keep)), keep, 0); break;
-    case Kind::identity: out.weights = masked(at::div(scores, divisor_of(normalizer, scores, keep)), keep, 0); break;
+    case Kind::sigmoid:
+      out.weights = masked(at::sigmoid(scores), keep, 0);
+      break;
+    case Kind::relu:
+      out.weights = masked(at::div(at::relu(scores), divisor_of(normalizer, scores, keep)), keep, 0);
+      break;
+    case Kind::identity:
+      out.weights = masked(at::div(scores, divisor_of(normalizer, scores, keep)), keep, 0);
+      break;
     case Kind::z_score: {
       const Moments moments = moments_of(normalizer, scores, counted);
       out.weights = masked(at::mul(moments.centered, moments.rate), keep, 0);
@@ -120,8 +130,8 @@ Normalized normalize(const Normalizer& normalizer, const at::Tensor& scores, con
 }
 
 NormalizedGradient normalize_backward(const Normalizer& normalizer, const Normalized& result, const at::Tensor& scores,
-                                      const at::Tensor& keep, const at::Tensor& counted,
-                                      const at::Tensor& grad_weights, const at::Tensor& grad_statistic) {
+                                      const at::Tensor& keep, const at::Tensor& counted, const at::Tensor& grad_weights,
+                                      const at::Tensor& grad_statistic) {
   using Kind = Normalizer::Kind;
   const at::Tensor g = masked(grad_weights, keep, 0);
   at::Tensor grad_row;
@@ -141,7 +151,8 @@ NormalizedGradient normalize_backward(const Normalizer& normalizer, const Normal
       }
       NormalizedGradient out;
       out.scores = at::sub(own, shared);
-      if (result.sink_shares.defined()) out.sinks = at::neg(at::mul(result.sink_shares, row)).sum(at::IntArrayRef{0, 2});
+      if (result.sink_shares.defined())
+        out.sinks = at::neg(at::mul(result.sink_shares, row)).sum(at::IntArrayRef{0, 2});
       return out;
     }
     case Kind::sum: {
@@ -154,17 +165,21 @@ NormalizedGradient normalize_backward(const Normalizer& normalizer, const Normal
       const at::Tensor d = at::sub(own, masked(shared.expand_symint(g.sym_sizes()), counted, 0));
       return {at::where(scores.gt(0), d, at::zeros({}, d.options())), {}};
     }
-    case Kind::sigmoid: return {masked(at::mul(at::mul(g, result.weights), at::rsub(result.weights, 1)), keep, 0), {}};
+    case Kind::sigmoid:
+      return {masked(at::mul(at::mul(g, result.weights), at::rsub(result.weights, 1)), keep, 0), {}};
     case Kind::relu:
-      return {at::where(scores.gt(0), at::div(g, divisor_of(normalizer, scores, keep)), at::zeros({}, g.options())), {}};
-    case Kind::identity: return {at::div(g, divisor_of(normalizer, scores, keep)), {}};
+      return {at::where(scores.gt(0), at::div(g, divisor_of(normalizer, scores, keep)), at::zeros({}, g.options())),
+              {}};
+    case Kind::identity:
+      return {at::div(g, divisor_of(normalizer, scores, keep)), {}};
     case Kind::z_score: {
       const Moments moments = moments_of(normalizer, scores, counted);
       const at::Tensor centered = masked(moments.centered, keep, 0);
       const at::Tensor scaled = at::mul(g, moments.rate);
       at::Tensor shared = at::div(row_sum(scaled), moments.count);
       if (!normalizer.detach) {
-        const at::Tensor slope = at::div(at::mul(row_sum(at::mul(g, centered)), at::pow(moments.rate, 3)), moments.count);
+        const at::Tensor slope =
+            at::div(at::mul(row_sum(at::mul(g, centered)), at::pow(moments.rate, 3)), moments.count);
         shared = at::add(shared, at::mul(slope, masked(moments.centered, counted, 0)));
       }
       return {at::sub(scaled, masked(shared.expand_symint(g.sym_sizes()), counted, 0)), {}};

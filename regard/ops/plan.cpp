@@ -56,13 +56,21 @@ std::unique_ptr<const Plan> make_plan(const AttentionSpec& spec) {
 
 }  // namespace
 
-const Plan& plan_of(const std::shared_ptr<const AttentionSpec>& resolved) {
+std::shared_ptr<const Plan> plan_of(const std::shared_ptr<const AttentionSpec>& resolved) {
+  constexpr size_t kKept = 4096;  // a process that makes specs without end starts anew beyond
+  struct Kept {
+    std::shared_ptr<const AttentionSpec> spec;  // held, so that its address means this spec
+    std::shared_ptr<const Plan> plan;
+  };
   static std::mutex mutex;
-  static std::unordered_map<const AttentionSpec*, std::unique_ptr<const Plan>> plans;
+  static std::unordered_map<const AttentionSpec*, Kept> plans;
   const std::lock_guard<std::mutex> lock(mutex);
-  auto& plan = plans[resolved.get()];
-  if (!plan) plan = make_plan(*resolved);
-  return *plan;
+  const auto found = plans.find(resolved.get());
+  if (found != plans.end()) return found->second.plan;
+  if (plans.size() >= kKept) plans.clear();
+  std::shared_ptr<const Plan> plan = make_plan(*resolved);
+  plans.emplace(resolved.get(), Kept{resolved, plan});
+  return plan;
 }
 
 }  // namespace regard::ops

@@ -24,12 +24,12 @@ struct Plan {
   };
   std::vector<Pair> pairs;
   std::vector<Leaf> leaves;
-  bool keep_all = false;      ///< keep is the constant true
+  bool keep_all = false;  ///< keep is the constant true
   bool counted_as_keep = false;
   bool weight_one = false;
 };
 
-/// The plan of an interned spec, kept for the life of the process.
-const Plan& plan_of(const std::shared_ptr<const AttentionSpec>& resolved);
+/// The plan of an interned spec, made once and kept while it is in use (and for some thousand specs beyond).
+std::shared_ptr<const Plan> plan_of(const std::shared_ptr<const AttentionSpec>& resolved);
 
 }  // namespace regard::ops

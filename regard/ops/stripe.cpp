@@ -11,8 +11,8 @@ namespace {
 using torch::autograd::Node;
 using torch::autograd::variable_list;
 
-/// Recomputes one stripe and differentiates it. With create_graph the recomputation stays connected to the saved inputs,
-/// so gradients of any order follow.
+/// Recomputes one stripe and differentiates it. With create_graph the recomputation stays connected to the saved
+/// inputs, so gradients of any order follow.
 struct StripeBackward final : Node {
   StripeFunction function;
   Rows rows;
@@ -71,8 +71,9 @@ std::vector<at::Tensor> run_stripe(const Rows& rows, const std::vector<at::Tenso
   return outputs;
 }
 
-/// One output over all stripes. Numbers that nobody differentiates are written into place: small pieces kept between the
-/// large temporaries of the stripes would break up the heap. Sums add in the order of the rows: equal on every machine.
+/// One output over all stripes. Numbers that nobody differentiates are written into place: small pieces kept between
+/// the large temporaries of the stripes would break up the heap. Sums add in the order of the rows: equal on every
+/// machine.
 class Collected {
  public:
   Collected(Combine combine, int64_t rows, bool in_place) : combine_(combine), rows_(rows), in_place_(in_place) {}
@@ -80,9 +81,12 @@ class Collected {
   void add(const at::Tensor& piece, int64_t begin, int64_t count) {
     if (!piece.defined()) return;
     if (combine_.dim < 0) {
-      if (!whole_.defined()) whole_ = in_place_ ? piece.clone() : piece;
-      else if (in_place_) whole_.add_(piece);
-      else whole_ = at::add(whole_, piece);
+      if (!whole_.defined())
+        whole_ = in_place_ ? piece.clone() : piece;
+      else if (in_place_)
+        whole_.add_(piece);
+      else
+        whole_ = at::add(whole_, piece);
     } else if (!in_place_) {
       pieces_.push_back(piece);
     } else {
@@ -124,7 +128,7 @@ std::vector<at::Tensor> run_stripes(const c10::SymInt& M, int64_t block, const s
 }
 
 int64_t stripe_rows(const Call& call) {
-  constexpr int64_t kEntries = int64_t{1} << 22;   // 16 MiB of float32: several such tensors stay near the last cache
+  constexpr int64_t kEntries = int64_t{1} << 22;  // 16 MiB of float32: several such tensors stay near the last cache
   const auto batch = call.B().maybe_as_int(), heads = call.H().maybe_as_int(), keys = call.N().maybe_as_int();
   if (!batch || !heads || !keys) return 0;
   return std::max<int64_t>(1, kEntries / std::max<int64_t>(1, *batch * *heads * *keys));

@@ -1,6 +1,8 @@
 #include <ATen/CPUGeneratorImpl.h>
 
 #include "regard/ops/attention_map.h"
+#include "regard/ops/boundary.h"
+#include "regard/ops/paths.h"
 #include "support.h"
 
 namespace regard {
@@ -33,7 +35,8 @@ Tensors results(const AttentionSpec& spec, const Tensors& in, const std::string&
 TEST(Attention, EveryNormalizerDifferentiatesTwice) {
   using Kind = Normalizer::Kind;
   const Tensors in = {normal({2, 4, 5, 6}, 1), normal({2, 2, 7, 6}, 2), normal({2, 2, 7, 3}, 3)};
-  for (const Kind kind : {Kind::softmax, Kind::signed_softmax, Kind::sum, Kind::sigmoid, Kind::relu, Kind::identity, Kind::z_score})
+  for (const Kind kind :
+       {Kind::softmax, Kind::signed_softmax, Kind::sum, Kind::sigmoid, Kind::relu, Kind::identity, Kind::z_score})
     for (const auto divisor : {Normalizer::Divisor::one, Normalizer::Divisor::keys, Normalizer::Divisor::kept})
       for (const bool detach : {false, true})
         for (const bool masks : {false, true}) {
@@ -70,15 +73,17 @@ TEST(Attention, EveryFieldOfASpecAtOnce) {
   spec.score = tanh(scale() * dot() * dot("x") + bias + table + dot(1, 4));
   spec.keep = (query() >= key()) & capture("pad", Type::boolean, {batch(), column()});
   spec.weight = sigmoid(dot("x", 1)) * capture("gain", Type::real, {row(), head()});
-  spec.pair_outputs = {{cast(abs(query() - key()), Type::real), {}, 1}, {spec.score * bias, floor_div(key(), Expr(4)) % Expr(2), 2}};
-  const Tensors in = {normal({2, 4, 5, 6}, 1), normal({2, 2, 7, 6}, 2), normal({2, 2, 7, 3}, 3), normal({2, 4, 5, 7}, 4),
-                      normal({5, 4}, 5),       normal({4, 20}, 6),      normal({2, 2, 5, 3}, 7), normal({2, 2, 7, 3}, 8)};
+  spec.pair_outputs = {{cast(abs(query() - key()), Type::real), {}, 1},
+                       {spec.score * bias, floor_div(key(), Expr(4)) % Expr(2), 2}};
+  const Tensors in = {normal({2, 4, 5, 6}, 1), normal({2, 2, 7, 6}, 2), normal({2, 2, 7, 3}, 3),
+                      normal({2, 4, 5, 7}, 4), normal({5, 4}, 5),       normal({4, 20}, 6),
+                      normal({2, 2, 5, 3}, 7), normal({2, 2, 7, 3}, 8)};
   const at::Tensor pad = normal({2, 7}, 9).detach().gt(-0.5);
   const auto run = [&](const char* path) {
     return derivatives(
         [&](const Tensors& x) {
           AttentionArguments arguments;
-          arguments.captures = {x[3], x[4], pad, x[5]};   // bias, gain, pad, table
+          arguments.captures = {x[3], x[4], pad, x[5]};  // bias, gain, pad, table
           arguments.operands = {x[6], x[7]};
           arguments.query_offset = 2;
           arguments.path = path;
@@ -143,10 +148,45 @@ TEST(Attention, RefusesWithTheNameOfTheArgument) {
   arguments.captures = {at::zeros({5, 6}, at::kDouble)};
   for (const char* path : {"stripe", "composite"}) {
     arguments.path = path;
-    EXPECT_EQ(message_of([&] { attention(q.detach(), k.detach(), v.detach(), biased, arguments); }),
-              "[attention] expected every index into dimension 1 of capture 'bias' in [0, 6) where the pair exists; found an "
-              "index out of range");
+    EXPECT_EQ(
+        message_of([&] { attention(q.detach(), k.detach(), v.detach(), biased, arguments); }),
+        "[attention] expected every index into dimension 1 of capture 'bias' in [0, 6) where the pair exists; found an "
+        "index out of range");
   }
+}
+
+TEST(Attention, DotsLieInsideTheirOperandsOnEveryPath) {
+  const at::Tensor q = normal({1, 2, 3, 4}, 1);
+  AttentionSpec wide, heads;
+  wide.score = dot(2, 9);
+  heads.score = dot("x", 3);
+  for (const char* path : {"fused", "stripe", "composite"}) {
+    AttentionArguments arguments;
+    arguments.path = path;
+    EXPECT_EQ(message_of([&] { attention(q, q, q, wide, arguments); }),
+              "[attention] expected features 2 to 9 of a dot inside the width of q; found shape [1, 2, 3, 4]");
+    arguments.operands = {q, q};
+    EXPECT_EQ(message_of([&] { attention(q, q, q, heads, arguments); }),
+              "[attention] expected head 3 of a dot among the heads of operand q of 'x'; found shape [1, 2, 3, 4]");
+  }
+}
+
+TEST(Attention, DerivativesWithoutAFusedKernelAreCountedAndRefusedByStrict) {
+  const Tensors in = {normal({1, 2, 3, 4}, 1), normal({1, 2, 3, 4}, 2), normal({1, 2, 3, 4}, 3)};
+  reset_path_counts();
+  derivatives([&](const Tensors& x) { return results(AttentionSpec(), x, "fused"); }, in);
+  EXPECT_EQ(
+      path_counts(),
+      R"({"attention":{"composite":0,"fused":1,"stripe":0},"attention_backward_derivative":{"composite":0,"fused":0,"stripe":1}})");
+  const bool before = set_strict(true);
+  EXPECT_EQ(
+      message_of([&] {
+        rethrow_as_error(
+            [&] { derivatives([&](const Tensors& x) { return results(AttentionSpec(), x, "fused"); }, in); });
+      }),
+      "[attention_backward_derivative] expected a derivative that the fused path has, because strict is on; found one "
+      "that runs in stripes");
+  set_strict(before);
 }
 
 TEST(AttentionMap, ProductsAndRowsMatchTheMaterializedMap) {
@@ -162,10 +202,14 @@ TEST(AttentionMap, ProductsAndRowsMatchTheMaterializedMap) {
   };
   const at::Tensor all = at::arange(5, at::kLong);
   const auto map = [&](const Tensors& x) { return attention_rows(x[0], x[1], all, json, arguments(x, "auto")); };
-  const auto expected = derivatives([&](const Tensors& x) { return Tensors{at::matmul(map(x).transpose(-2, -1), x[2])}; }, in);
+  const auto expected =
+      derivatives([&](const Tensors& x) { return Tensors{at::matmul(map(x).transpose(-2, -1), x[2])}; }, in);
   for (const char* path : {"fused", "stripe", "composite"})
-    expect_same(derivatives([&](const Tensors& x) { return Tensors{attention_transposed(x[0], x[1], x[2], json, arguments(x, path))}; }, in),
-                expected, kTolerance, path);
+    expect_same(
+        derivatives(
+            [&](const Tensors& x) { return Tensors{attention_transposed(x[0], x[1], x[2], json, arguments(x, path))}; },
+            in),
+        expected, kTolerance, path);
   EXPECT_EQ(message_of([&] { attention_rows(in[0], in[1], at::tensor({5}, at::kLong), json, arguments(in, "auto")); }),
             "[attention_rows] expected rows in [0, 5); found 5 to 5");
 }
@@ -175,7 +219,12 @@ TEST(Merge, PartialStatesGiveTheWholeAndEmptyIsNeutral) {
   const auto part = [&](const Tensors& x, int64_t begin, int64_t end) {
     return attention(x[0], x[1].slice(2, begin, end), x[2].slice(2, begin, end), AttentionSpec());
   };
-  const auto whole = derivatives([&](const Tensors& x) { const auto w = part(x, 0, 9); return Tensors{w.o, w.lse}; }, in);
+  const auto whole = derivatives(
+      [&](const Tensors& x) {
+        const auto w = part(x, 0, 9);
+        return Tensors{w.o, w.lse};
+      },
+      in);
   for (const int64_t cut : {0, 1, 4, 9}) {
     const auto merged = derivatives(
         [&](const Tensors& x) {
@@ -190,6 +239,15 @@ TEST(Merge, PartialStatesGiveTheWholeAndEmptyIsNeutral) {
   const auto [o, lse] = merge(zero, none, zero, none);
   EXPECT_EQ(o.abs().max().item<double>(), 0);
   EXPECT_TRUE(lse.isneginf().all().item<bool>());
+}
+
+TEST(Merge, WhatAnEmptyStateHoldsReachesNothingAndNaNIsNotHidden) {
+  const at::Tensor o = at::full({1, 2}, 3.0), garbage = at::full({1, 2}, NAN), lse = at::zeros({1}),
+                   none = at::full({1}, -INFINITY);
+  const auto [kept, kept_lse] = merge(garbage, none, o, lse);
+  EXPECT_TRUE(at::equal(kept, o));
+  EXPECT_TRUE(at::equal(kept_lse, lse));
+  EXPECT_TRUE(merge(o, at::full({1}, NAN), o, lse).second.isnan().all().item<bool>());
 }
 
 }  // namespace

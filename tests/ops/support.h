@@ -63,7 +63,8 @@ inline Tensors derivatives(const std::function<Tensors(const Tensors&)>& f, cons
 
 inline void expect_same(const Tensors& a, const Tensors& b, double tolerance, const std::string& what) {
   ASSERT_EQ(a.size(), b.size()) << what;
-  for (size_t i = 0; i < a.size(); ++i) EXPECT_LE(difference(a[i].detach(), b[i].detach()), tolerance) << what << ", tensor " << i;
+  for (size_t i = 0; i < a.size(); ++i)
+    EXPECT_LE(difference(a[i].detach(), b[i].detach()), tolerance) << what << ", tensor " << i;
 }
 
 /// The text of the regard::Error that body throws, "" when it throws none.

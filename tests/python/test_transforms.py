@@ -164,3 +164,19 @@ def test_transforms_through_a_mechanism():
     g = lambda x: torch.func.functional_call(module, weights, (x,)).sum()  # noqa: E731
     hessian = jacrev(jacrev(g))(x)
     close(hessian, jacfwd(grad(g))(x), 1e-10)
+
+
+def test_batched_gradients():
+    """torch.autograd.grad(is_grads_batched=True), which torch.autograd.functional's vectorized jacobians use."""
+    q, k, v = (torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    slopes = torch.rand(2, dtype=torch.float64, requires_grad=True)
+    o = regard.attention(q, k, v, score=lambda s, b, h, i, j: s - slopes[h] * (i - j))
+    cotangents = torch.randn(5, *o.shape, dtype=torch.float64)
+    batched = torch.autograd.grad(o, (q, k, v, slopes), cotangents, is_grads_batched=True, retain_graph=True)
+    for i, cotangent in enumerate(cotangents):
+        single = torch.autograd.grad(o, (q, k, v, slopes), cotangent, retain_graph=True)
+        for a, b in zip(batched, single):
+            torch.testing.assert_close(a[i], b, rtol=1e-12, atol=1e-12)
+    hessian = torch.autograd.functional.hessian(lambda q: regard.attention(q, k, v).sum(), q, vectorize=True)
+    plain = torch.autograd.functional.hessian(lambda q: regard.attention(q, k, v).sum(), q)
+    torch.testing.assert_close(hessian, plain, rtol=1e-12, atol=1e-12)
