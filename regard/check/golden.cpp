@@ -21,7 +21,7 @@ using Json = nlohmann::ordered_json;
 namespace fs = std::filesystem;
 
 constexpr double kTolerance = 1e-9;       // float64, composite
-constexpr double kFusedTolerance = 1e-5;  // float32, fused
+constexpr double kFusedTolerance = 1e-5;  // float32, fused, at least: see float32_bounds
 
 std::vector<std::string> files_of(const std::string& directory, const std::string& id) {
   if (!fs::is_directory(directory)) fail("golden", "a directory of golden cases", "'" + directory + "'");
@@ -61,7 +61,8 @@ Json run_json(const GoldenRun& run) {
 void add_fused(const GoldenFile& file, const GoldenCase& mapped, std::vector<GoldenRun>& runs) {
   GoldenRun run;
   try {
-    run = run_golden_case(file, mapped, "fused", at::kFloat, std::max(kFusedTolerance, tolerance_of(file)));
+    const Bounds bounds = float32_bounds(file, mapped, std::max(kFusedTolerance, tolerance_of(file)));
+    run = run_golden_case(file, mapped, "fused", at::kFloat, bounds);
   } catch (const Refusal& refusal) {  // not run, and said so
     run.path = "fused";
     run.type = at::kFloat;
@@ -89,7 +90,7 @@ Json run_file(const Mechanism& mechanism, const std::string& path) {
       json["unmatched"] = mapped.unmatched;
       json["missing"] = mapped.missing;
       const PathCounts before = counts_now();
-      std::vector<GoldenRun> runs = {run_golden_case(file, mapped, "composite", at::kDouble, tolerance_of(file))};
+      std::vector<GoldenRun> runs = {run_golden_case(file, mapped, "composite", at::kDouble, {tolerance_of(file), {}})};
       if (since(before).count("attention")) add_fused(file, mapped, runs);
       bool passed = mapped.unmatched.empty() && mapped.missing.empty();
       if (!mapped.unmatched.empty()) json["reason"] = "no place for " + mapped.unmatched.front();

@@ -4,6 +4,7 @@
 #include "regard/check/golden_run.h"
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "regard/base/error.h"
@@ -136,7 +137,7 @@ at::Tensor loss_of(const GoldenFile& file, const GoldenCase& mapped, const std::
 }
 
 void compare_gradients(const GoldenFile& file, const GoldenCase& mapped, const Prepared& prepared,
-                       const std::map<std::string, at::Tensor>& outputs, GoldenRun& run, double tolerance) {
+                       const std::map<std::string, at::Tensor>& outputs, GoldenRun& run, const Bounds& bounds) {
   const std::map<std::string, at::Tensor> expected = file.under("grad.");
   if (expected.empty()) return;
   const at::Tensor loss = loss_of(file, mapped, outputs, run.type);
@@ -156,9 +157,10 @@ void compare_gradients(const GoldenFile& file, const GoldenCase& mapped, const P
   }
   std::vector<at::Tensor> found;
   refusing([&] { found = gradients(loss, tensors); });
-  const double zero = (run.type == at::kDouble ? 1e-12 : tolerance) * largest;
+  const double zero = (run.type == at::kDouble ? 1e-12 : bounds.least) * largest;
   for (size_t i = 0; i < names.size(); ++i) {
-    run.tensors.push_back(compare("grad." + names[i], expected.at(names[i]), found[i], tolerance, zero));
+    const std::string name = "grad." + names[i];
+    run.tensors.push_back(compare(name, expected.at(names[i]), found[i], bounds.of(name), zero));
   }
 }
 
@@ -181,8 +183,13 @@ std::map<std::string, at::Tensor> outputs_of(const GoldenCase& mapped, Case exam
 
 }  // namespace
 
+double Bounds::of(const std::string& name) const {
+  const auto found = own.find(name);
+  return found == own.end() ? least : std::max(least, found->second);
+}
+
 GoldenRun run_golden_case(const GoldenFile& file, const GoldenCase& mapped, const std::string& path,
-                          at::ScalarType type, double tolerance) {
+                          at::ScalarType type, const Bounds& bounds) {
   const c10::AutoGradMode grad(true);
   GoldenRun run;
   run.path = path;
@@ -195,9 +202,10 @@ GoldenRun run_golden_case(const GoldenFile& file, const GoldenCase& mapped, cons
   run.ran = true;
   run.passed = true;
   for (const auto& [name, ours] : outputs) {
-    run.tensors.push_back(compare("out." + name, file.tensors.at("out." + name), ours, tolerance, 0));
+    const std::string full = "out." + name;
+    run.tensors.push_back(compare(full, file.tensors.at(full), ours, bounds.of(full), 0));
   }
-  compare_gradients(file, mapped, prepared, outputs, run, tolerance);
+  compare_gradients(file, mapped, prepared, outputs, run, bounds);
   if (outputs.empty()) run.reason = "the file has no output that maps to ours";
   if (counts.count("attention") && !ran_only(counts, "attention", path)) {
     run.reason = "the " + path + " path was asked for; ran: " + text_of(counts);
@@ -205,6 +213,17 @@ GoldenRun run_golden_case(const GoldenFile& file, const GoldenCase& mapped, cons
   run.passed = run.passed && run.reason.empty();
   for (const Comparison& comparison : run.tensors) run.passed = run.passed && comparison.passed;
   return run;
+}
+
+Bounds float32_bounds(const GoldenFile& file, const GoldenCase& mapped, double least) {
+  constexpr double headroom = 4;  // another order of summation
+  Bounds bounds{least, {}};
+  const GoldenRun composite = run_golden_case(file, mapped, "composite", at::kFloat, bounds);
+  for (const Comparison& c : composite.tensors) {
+    // An error over a magnitude of zero says nothing of rounding; neither does a wrong shape.
+    if (c.reason.empty() && std::isfinite(c.error)) bounds.own[c.name] = headroom * c.error;
+  }
+  return bounds;
 }
 
 }  // namespace regard::checking

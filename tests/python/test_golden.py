@@ -156,6 +156,58 @@ def test_layouts_are_read_by_their_shapes(tmp_path):
     assert report["passed"], complaints(report)
 
 
+def own_case(folder, id, config, x, weights, official=None, **extra):
+    """A case of our own composite path in float64, so that only float32 differs from it."""
+    names = [w["name"] for w in json.loads(torch.ops.regard.declare(id, json.dumps(config)))["weights"]]
+    leaves = [t.detach().requires_grad_() for t in (x, *weights)]
+    y = torch.ops.regard.mechanism(id, json.dumps(config), leaves[1:], leaves[0], path="composite")[0]
+    w = torch.randn_like(y)
+    gradients = torch.autograd.grad((y * w).sum(), leaves, allow_unused=True)
+    tensors = {"out.out": y, "w": w}
+    for name, leaf, gradient in zip(["in.x", *(f"param.{n}" for n in names)], leaves, gradients):
+        tensors[name] = leaf
+        if gradient is not None:
+            tensors["grad." + name] = gradient
+    (folder / id).mkdir(exist_ok=True)
+    tensors = {name: np.ascontiguousarray(t.detach().numpy()) for name, t in tensors.items()} | extra
+    save_file(tensors, folder / id / "a.safetensors", {"config": json.dumps(official or config)})
+    return golden(id, folder)
+
+
+@pytest.mark.parametrize("spread", [0.1, 4.0])
+def test_float32_may_round_as_the_composite_does(tmp_path, spread):
+    """max(1e-5, 4 x the composite's error in float32): sharp scores round by more than 1e-5 on every path."""
+    torch.manual_seed(0)
+    config = {"width": 8, "heads": 2}
+    weights = [spread * torch.randn_like(t) for t in torch.ops.regard.initialize("softmax-attention", json.dumps(config),
+                                                                                 torch.float64)]
+    config["alignment"] = "top_left"  # what the mapping of official cases sets
+    report = own_case(tmp_path, "softmax-attention", config, torch.randn(2, 9, 8, dtype=torch.float64), weights)
+    assert report["passed"], complaints(report)
+    [composite, fused] = report["files"][0]["runs"]
+    assert fused["path"] == "fused" and fused["ran"]
+    assert {t["tolerance"] for t in composite["tensors"]} == {1e-9}
+    tolerances = [t["tolerance"] for t in fused["tensors"]]
+    assert min(tolerances) >= 1e-5 and max(tolerances) < 1
+    # Only where float32 itself rounds by more is the bound wider.
+    assert (max(tolerances) > 1e-5) == (spread > 1)
+
+
+@pytest.mark.parametrize("extra", [{}, {"grad.param.beta": np.zeros(1)}])
+def test_simpool_with_a_beta_that_nothing_reads(tmp_path, extra):
+    """Official checkpoints without gamma still hold beta; its gradient is absent, or zero."""
+    config = {"width": 8, "use_beta": True, "parity": True}
+    weights = torch.ops.regard.initialize("simpool", json.dumps(config), torch.float64)
+    report = own_case(tmp_path, "simpool", config, torch.randn(2, 5, 8, dtype=torch.float64), weights,
+                      {"dim": 8, "gamma": None, "use_beta": True}, **extra)
+    assert report["passed"], complaints(report)
+    compared = {t["name"] for t in report["files"][0]["runs"][0]["tensors"]}
+    assert ("grad.param.beta" in compared) == bool(extra)
+    wrong = own_case(tmp_path, "simpool", config, torch.randn(2, 5, 8, dtype=torch.float64), weights,
+                     {"dim": 8, "gamma": None, "use_beta": True}, **{"grad.param.beta": np.ones(1)})
+    assert not wrong["passed"]
+
+
 def test_no_cases_is_no_failure_and_a_missing_directory_is_one(tmp_path):
     assert golden("mean", tmp_path)["files"] == []
     with pytest.raises(ValueError, match=r"\[golden\] expected a directory of golden cases; found '/nowhere'"):

@@ -59,7 +59,9 @@ void SimPool::Config::validate() const {
           "width " + std::to_string(width) + ", heads " + std::to_string(heads));
   if (gamma) require(*gamma > 0, "simpool", "gamma > 0", std::to_string(*gamma));
   if (qk_scale) require(std::isfinite(*qk_scale), "simpool", "a finite qk_scale", std::to_string(*qk_scale));
-  require(!use_beta || gamma, "simpool", "gamma with use_beta (beta is added to the power mean)", "gamma null");
+  // The official code makes beta even where nothing reads it.
+  require(!use_beta || gamma || parity, "simpool", "gamma with use_beta (beta is added to the power mean)",
+          "gamma null");
   require(norm_epsilon > 0, "simpool", "norm_epsilon > 0", std::to_string(norm_epsilon));
 }
 

@@ -15,13 +15,14 @@ namespace regard {
 /// Output `attn` (B, heads, 1, N): the attention, a saliency map over the pooled tokens.
 ///
 /// The minimum is taken over each sample (all its tokens and channels). `parity` takes it over the whole batch, as the
-/// official code does: a sample's result then depends on its batch-mates.
+/// official code does: a sample's result then depends on its batch-mates. It also admits use_beta without gamma, as the
+/// official checkpoints have it: beta is a weight that nothing reads.
 /// `lengths` (B): padding is dropped from the mean, the minimum and the softmax. Prefix tokens (class, registers) are
 /// left out unless `include_prefix`. ViTs use gamma 1.25 with use_beta, convolutional nets gamma 2.
 ///
 /// Weights, named as the official ones: norm_patches.weight, norm_patches.bias (D); wq.weight, wk.weight (D, D);
 /// wq.bias, wk.bias (D) with qkv_bias; beta (1) with use_beta.
-/// Errors: width <= 0, width not a multiple of heads, gamma <= 0, no tokens.
+/// Errors: width <= 0, width not a multiple of heads, gamma <= 0, use_beta without gamma (but for parity), no tokens.
 ///
 /// Paper: Psomas et al., ICCV 2023, Keep It SimPool: Who Said Supervised Transformers Suffer from Attention Deficit?
 /// (arXiv 2309.06891).
