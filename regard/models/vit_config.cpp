@@ -44,7 +44,12 @@ std::shared_ptr<const Instance> inner(const std::string& id, Role role, const ch
   json config = json::object();
   for (const auto& port : found.config_fields())
     if (offered.contains(port.name)) config[port.name] = offered[port.name];
-  config.update(json::parse(given));
+  const json own = json::parse(given);
+  // Tokens inside a host are as wide as the host says.
+  if (own.contains("width") && own["width"] != offered["width"])
+    fail("vit", std::string(field) + "_config without width, or with embed_dim " + offered["width"].dump(),
+         own["width"].dump());
+  config.update(own);
   return found.configure(config.dump());
 }
 

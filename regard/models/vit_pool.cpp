@@ -53,7 +53,8 @@ Context inner_context(const Info& info, const std::string& name, Context& contex
   Context inner;
   inner.training = context.training;
   inner.path = context.path;
-  if (context.training) inner.seed = context.stream(name);
+  inner.host = &context;
+  inner.name = name;
   for (const auto& port : info.inputs)
     if (const at::Tensor given = context.input(port.name); given.defined()) inner.inputs[port.name] = given;
   return inner;

@@ -26,7 +26,8 @@ bool Context::wants(const std::string& name) const {
 void Context::output(const std::string& name, at::Tensor value) { outputs[name] = std::move(value); }
 
 at::Tensor Context::stream(const std::string& name) {
-  if (!seed.defined()) seed = at::randint(int64_t{1} << 62, {}, at::TensorOptions().dtype(at::kLong));
+  if (!seed.defined())
+    seed = host ? host->stream(name) : at::randint(int64_t{1} << 62, {}, at::TensorOptions().dtype(at::kLong));
   // A second call for a name is a second stream: what is drawn for one layer is not drawn again for another.
   return seed.bitwise_xor(number_of(name + "#" + std::to_string(streams++)));
 }

@@ -34,6 +34,10 @@ struct Context {
   at::Tensor stream(const std::string& name);
   at::Tensor seed;
   int64_t streams = 0;              ///< handed out so far
+  /// Of a mechanism inside a host: its seed is the stream `name` of the host's context, drawn only when something is
+  /// random. A call without random numbers leaves torch's generator alone and works under vmap.
+  Context* host = nullptr;
+  std::string name;
 };
 
 }  // namespace regard

@@ -539,3 +539,40 @@ def test_calls_refused():
         ops.resize_positions(torch.zeros(1, 7, 2), [], [2, 2], 0)
     with pytest.raises(ValueError, match="new_grid to be two sizes"):
         ops.resize_positions(torch.zeros(1, 4, 2), [], [2, 0], 0)
+
+
+@pytest.mark.parametrize("changes", [{}, {"pool": "simpool"}, {"mixer": "poolformer", "class_token": False,
+                                                               "global_pool": "avg"}], ids=str)
+def test_training_without_drops_draws_nothing(changes):
+    """torch's generator stays where it is, so that per-sample gradients work: vmap refuses random numbers."""
+    model = regard.models.ViT(**{**SMALL, **changes}).train()
+    parameters = dict(model.named_parameters())
+    x = torch.randn(3, 2, 8, 8)
+
+    def loss(parameters, x):
+        return torch.func.functional_call(model, parameters, (x[None],)).square().sum()
+
+    before = torch.get_rng_state()
+    single = torch.func.grad(loss)(parameters, x[1])
+    found = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    assert torch.equal(torch.get_rng_state(), before)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient[1], single[name], rtol=1e-3, atol=1e-4)
+    assert sum(gradient.abs().sum() for gradient in found.values()) > 0
+
+
+def test_training_with_drops_draws():
+    """Each mixer replays its own stream: a seed decides everything."""
+    model = regard.models.ViT(**SMALL, attn_drop_rate=0.5, proj_drop_rate=0.3).train()
+    x = torch.randn(3, 2, 8, 8)
+    before = torch.get_rng_state()
+    assert not torch.equal(model(x), model(x))
+    assert not torch.equal(torch.get_rng_state(), before)
+    first, again = (model(x, seed=torch.tensor(7)) for _ in range(2))
+    assert torch.equal(first, again) and not torch.equal(first, model(x, seed=torch.tensor(8)))
+
+
+def test_mixers_are_as_wide_as_the_host():
+    with pytest.raises(ValueError, match=r"\[vit\] expected mixer_config without width, or with embed_dim 12; found 99"):
+        regard.models.ViT(**SMALL, mixer_config={"width": 99})
+    regard.models.ViT(**SMALL, mixer_config={"width": 12})
