@@ -1,5 +1,8 @@
 // Configurations in and out of JSON, and the checks that every mechanism shares.
 
+#include <ATen/Dispatch.h>
+#include <ATen/autocast_mode.h>
+
 #include <algorithm>
 #include <map>
 #include <mutex>
@@ -9,6 +12,7 @@
 #include "regard/base/names.h"
 #include "regard/nn/mechanism.h"
 #include "regard/nn/shapes.h"
+#include "regard/ops/call.h"
 
 namespace regard::detail {
 namespace {
@@ -173,14 +177,56 @@ void check_ports(const Info& info, const Context& context) {
            "'" + name + "'" + suggestion(name, outputs));
 }
 
-/// Lengths count the tokens of each row; a host reads them as it likes.
+/// The tokens of x (B, N, D) or of a map (B, D, H, W).
+c10::SymInt tokens_of(const at::Tensor& x) {
+  if (x.dim() == 3) return x.sym_size(1);
+  c10::SymInt count = 1;
+  for (int64_t d = 2; d < x.dim(); ++d) count *= x.sym_size(d);
+  return count;
+}
+
+/// Reads the entries where they lie, without an op, so that nothing is traced. Tensors of a device are not read: that
+/// would make every call wait for it.
+void check_range(const std::string& id, const std::string& name, const at::Tensor& lengths, const c10::SymInt& tokens) {
+  const auto most = tokens.maybe_as_int();
+  if (!most || !ops::concrete(lengths) || !lengths.is_cpu() || lengths.is_sparse()) return;
+  AT_DISPATCH_INTEGRAL_TYPES(lengths.scalar_type(), "lengths", [&] {
+    const auto* entries = lengths.const_data_ptr<scalar_t>();
+    for (int64_t row = 0; row < lengths.size(0); ++row) {
+      const auto length = static_cast<int64_t>(entries[row * lengths.stride(0)]);
+      if (length < 0 || length > *most)
+        fail(id, name + " in [0, " + std::to_string(*most) + "]",
+             std::to_string(length) + " in row " + std::to_string(row));
+    }
+  });
+}
+
+/// `lengths` counts the tokens of each row of x, `NAME_lengths` those of the input NAME. A host reads them as it likes.
 void check_lengths(const Info& info, const at::Tensor& x, const Context& context) {
-  const at::Tensor lengths = context.input("lengths");
-  if (!lengths.defined()) return;
-  if (!c10::isIntegralType(lengths.scalar_type(), false) || lengths.dim() != 1)
-    fail(info.id, "lengths (B), integer", describe(lengths));
-  if (lengths.sym_size(0) != x.sym_size(0))
-    fail(info.id, "lengths of the " + describe(x.sym_size(0)) + " rows of x", describe(lengths));
+  constexpr std::string_view ending = "_lengths";
+  for (const auto& [name, lengths] : context.inputs) {
+    const bool own = name == "lengths";
+    if (!lengths.defined() || !(own || name.ends_with(ending))) continue;
+    const std::string of = own ? "x" : name.substr(0, name.size() - ending.size());
+    const at::Tensor counted = own ? x : context.input(of);
+    if (!c10::isIntegralType(lengths.scalar_type(), false) || lengths.dim() != 1)
+      fail(info.id, name + " (B), integer", describe(lengths));
+    if (lengths.sym_size(0) != x.sym_size(0))
+      fail(info.id, name + " of the " + describe(x.sym_size(0)) + " rows of x", describe(lengths));
+    if (counted.defined() && counted.dim() >= 3) check_range(info.id, name, lengths, tokens_of(counted));
+  }
+}
+
+/// Torch's products refuse two types at once, from inside and without a name; autocast chooses one itself.
+void check_types(const Info& info, const std::vector<WeightDeclaration>& declared, at::TensorList weights,
+                 const at::Tensor& x) {
+  if (!x.is_floating_point() || at::autocast::is_autocast_enabled(x.device().type())) return;
+  for (size_t i = 0; i < declared.size(); ++i) {
+    if (declared[i].buffer || weights[i].dim() < 2 || weights[i].scalar_type() == x.scalar_type()) continue;
+    fail(info.id, "x of the dtype of weight " + declared[i].name + ", " + describe(weights[i].scalar_type()) +
+                      " (or autocast)",
+         describe(x));
+  }
 }
 
 void check_weights(const Info& info, const std::vector<WeightDeclaration>& declared, at::TensorList weights) {
@@ -257,6 +303,7 @@ void check_call(const Info& info, int64_t width, const std::vector<WeightDeclara
                 at::TensorList weights, const at::Tensor& x, const Context& context) {
   check_ports(info, context);
   check_weights(info, declared, weights);
+  check_types(info, declared, weights, x);
   if (info.role == Role::host) return;
   check_tokens(info, width, x);
   check_lengths(info, x, context);

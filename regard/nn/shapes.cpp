@@ -14,8 +14,9 @@ std::string list(c10::ArrayRef<T> sizes) {
   return text.str();
 }
 
-/// torch's own name of a type, in the spelling of Python.
-std::string type_name(at::ScalarType type) {
+}  // namespace
+
+std::string describe(at::ScalarType type) {
   switch (type) {
     case at::kFloat: return "float32";
     case at::kDouble: return "float64";
@@ -28,8 +29,6 @@ std::string type_name(at::ScalarType type) {
   }
 }
 
-}  // namespace
-
 std::string describe(const c10::SymInt& size) {
   std::ostringstream text;
   text << size;
@@ -39,7 +38,7 @@ std::string describe(c10::IntArrayRef shape) { return list(shape); }
 std::string describe(c10::SymIntArrayRef shape) { return list(shape); }
 std::string describe(const at::Tensor& tensor) {
   if (!tensor.defined()) return "none";
-  return describe(tensor.sym_sizes()) + " " + type_name(tensor.scalar_type());
+  return describe(tensor.sym_sizes()) + " " + describe(tensor.scalar_type());
 }
 
 at::Tensor split_heads(const at::Tensor& x, int64_t heads) { return x.unflatten(-1, {heads, -1}).transpose(1, 2); }

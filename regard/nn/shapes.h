@@ -11,6 +11,7 @@ std::string describe(const c10::SymInt& size);
 std::string describe(c10::IntArrayRef shape);
 std::string describe(c10::SymIntArrayRef shape);
 std::string describe(const at::Tensor& tensor);
+std::string describe(at::ScalarType type);  ///< "float32", as Python spells it
 
 /// (B, L, H * D) -> (B, H, L, D): heads are contiguous blocks of channels.
 at::Tensor split_heads(const at::Tensor& x, int64_t heads);

@@ -47,7 +47,9 @@ def reference(config, weights, x, inputs):
         q = F.layer_norm(q, (Dh,), w["q_norm.weight"], w["q_norm.bias"], c["norm_epsilon"])
         k = F.layer_norm(k, (Dh,), w["k_norm.weight"], w["k_norm.bias"], c["norm_epsilon"])
     offset = torch.zeros(B, 1, dtype=torch.long)
-    if "memory" in inputs and c.get("alignment") != "top_left":  # padding moves no corner
+    aligned = (c.get("causal") or c.get("alibi") or "slopes" in inputs or c.get("window_left", -1) >= 0
+               or c.get("window_right", -1) >= 0)
+    if "memory" in inputs and aligned and c.get("alignment") != "top_left":  # padding moves no corner
         own = [inputs.get(name, torch.tensor([size])) for name, size in (("memory_lengths", N), ("lengths", M))]
         offset = (own[0] - own[1]).expand(B)[:, None]
     if c.get("rope"):
@@ -160,6 +162,9 @@ OPTIONS = [
     ({"rope": True, "head_width": 6, "rope_width": 4, "rope_theta": 100.0, "rope_interleaved": True}, ("positions",)),
     ({"rope": True, "head_width": 4, "causal": True}, ("memory",)),
     ({"rope": True, "head_width": 4}, ("memory", "positions", "memory_positions")),
+    ({"rope": True, "head_width": 4}, ("memory",)),
+    ({"rope": True, "head_width": 4}, ("memory", "memory_lengths")),
+    ({"rope": True, "head_width": 4, "alibi": True, "heads": 2}, ("memory", "lengths")),
     ({"qk_norm": True, "output_norm": True, "norm_epsilon": 1e-5}, ()),
     ({"sinks": 1}, ("hidden",)),
     ({"sinks": 3, "softcap": 2.0}, ("lengths",)),
@@ -396,3 +401,25 @@ def test_bad_inputs():
     bad("positions (L) or (B, L), L = 6; found (5,) int64", {**config, "rope": True}, positions=torch.arange(5))
     bad("inputs among 'memory', 'lengths', 'memory_lengths', 'hidden', 'key_hidden', 'bias', 'slopes', 'segments', "
         "'memory_segments', 'positions', 'memory_positions'; found 'memry'; did you mean 'memory'?", memry=memory)
+    bad("lengths in [0, 6]; found 9 in row 0", lengths=torch.tensor([9, 1]))
+    bad("lengths in [0, 6]; found -1 in row 1", lengths=torch.tensor([6, -1], dtype=torch.int32))
+    bad("lengths in [0, 6]; found 7 in row 1", lengths=torch.tensor([1, 0, 7])[::2])
+    bad("memory_lengths in [0, 5]; found 6 in row 1", memory=memory, memory_lengths=torch.tensor([5, 6]))
+    bad("memory_lengths (B), integer; found (2,) float32", memory=memory, memory_lengths=torch.ones(2))
+    bad("memory_lengths of the 2 rows of x; found (3,) int64", memory=memory, memory_lengths=torch.ones(3).long())
+
+
+def test_default_positions_of_rope_count_from_zero():
+    """x and memory from 0 each, unless a causal mask, a window or ALiBi says where the queries lie."""
+    config = {"width": 8, "heads": 2, "rope": True}
+    weights, x = weights_of(ID, config), torch.randn(2, 3, 8, dtype=torch.float64)
+    memory = torch.randn(2, 7, 8, dtype=torch.float64)
+
+    def y(config, **inputs):
+        return main(ID, config, weights, x, {"memory": memory, **inputs})
+
+    given = {"positions": torch.arange(3), "memory_positions": torch.arange(7)}
+    assert torch.equal(y(config), y(config, **given))
+    for aligned in ({"causal": True}, {"window_left": 6}, {"window_right": 6}):
+        assert torch.equal(y({**config, **aligned}), y({**config, **aligned}, positions=torch.arange(4, 7)))
+        assert not torch.allclose(y({**config, **aligned}), y({**config, **aligned}, positions=torch.arange(3)))

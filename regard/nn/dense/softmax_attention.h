@@ -18,7 +18,8 @@ namespace regard {
 /// what relu and none divide by. N is the number of keys, the row's own where lengths are given, hidden ones included.
 /// Who sees whom: causal (j <= i), window_left, window_right (i - left <= j <= i + right), where i is counted so that
 /// the last query lies on the last key (alignment "bottom_right"; each row's own last, padding not counted) or the first
-/// on the first ("top_left").
+/// on the first ("top_left"). RoPE's default positions count x and memory from 0 each; only where i matters already
+/// (causal, a window, ALiBi or `slopes`) x is turned by that same i.
 /// Inputs that hide: `hidden`, `key_hidden` (boolean, true = NOT attended, as torch.nn.MultiheadAttention), `lengths`,
 /// `memory_lengths`, `segments`, `memory_segments`. A query that sees no key has o = 0, hence y = bo (norm's shift
 /// before it); a padded token of x gives y = 0. NaN in a hidden key reaches nothing.

@@ -106,7 +106,8 @@ Info SoftmaxAttention::info() {
       {"slopes", "(H): ALiBi slopes in place of the paper's"},
       {"segments", "(B, M) int64: a query sees keys of its own segment"},
       {"memory_segments", "(B, N) int64: segments of memory"},
-      {"positions", "(M) or (B, M): positions of x for RoPE; default 0, 1, ..."},
+      {"positions", "(M) or (B, M): positions of x for RoPE; default 0, 1, ... (with memory and causal, a window or "
+                    "ALiBi: counted as alignment says)"},
       {"memory_positions", "(N) or (B, N): positions of memory for RoPE; default 0, 1, ..."}};
   info.outputs = {{"attn", "(B, H, M, N): the weights p, formed in full"},
                   {"lse", "(B, H, M) float32: natural logarithm of the softmax's denominator"}};

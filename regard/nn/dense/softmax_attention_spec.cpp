@@ -151,6 +151,12 @@ at::Tensor bottom_right_positions(const Visibility& visibility, const at::Tensor
   return at::arange(at::Scalar(q.sym_size(2)), integers).unsqueeze(0) + shift.unsqueeze(1);
 }
 
+/// Whether anything but RoPE's default asks where the queries lie among the keys.
+bool positional(const Config& config, const Context& context) {
+  return config.causal || config.window_left >= 0 || config.window_right >= 0 || config.alibi ||
+         context.input("slopes").defined();
+}
+
 }  // namespace
 
 PreparedAttention prepare(const Config& config, const Weights& weights, const Context& context,
@@ -163,7 +169,7 @@ PreparedAttention prepare(const Config& config, const Weights& weights, const Co
   spec.normalizer = normalizer_of(config);
   spec.scale = config.scale;
   AttentionArguments& arguments = prepared.arguments;
-  if (context.input("memory").defined() && config.alignment == "bottom_right") {
+  if (context.input("memory").defined() && config.alignment == "bottom_right" && positional(config, context)) {
     if (visibility.lengths.defined() || visibility.key_lengths.defined()) {
       prepared.query_positions = bottom_right_positions(visibility, q, k);
       builder.hold("query_positions", prepared.query_positions);
