@@ -14,6 +14,7 @@
 #include "regard/arena/run_folder.h"
 #include "regard/arena/train.h"
 #include "regard/base/error.h"
+#include "regard/check/call.h"
 
 namespace regard::arena {
 namespace {
@@ -62,6 +63,13 @@ struct Work {
   Progress& progress;
 };
 
+/// One line, without the stack that torch appends.
+std::string reason_of(const std::exception& error) {
+  std::string reason = checking::message_of(error);
+  std::replace(reason.begin(), reason.end(), '\n', ' ');
+  return reason;
+}
+
 void run_job(Work& work, size_t number) {
   const Job& job = work.jobs[number];
   const auto id = static_cast<int64_t>(number);
@@ -73,8 +81,8 @@ void run_job(Work& work, size_t number) {
     work.outcomes[number] = outcome;
     work.progress.end(id, fmt::format("{:.2f} % in {}", 100 * outcome->accuracy, duration(outcome->train_seconds)));
   } catch (const std::exception& error) {
-    work.failures[number] = error.what();
-    work.progress.end(id, fmt::format("failed: {}", error.what()));
+    work.failures[number] = reason_of(error);
+    work.progress.end(id, "failed");  // why: in the report
   }
 }
 
@@ -110,11 +118,15 @@ Report run_digits(const Settings& given, const RunOptions& options) {
   report.settings = given;
   report.settings.mixers = resolve_names(given.mixers, Role::mixer);
   report.settings.pools = resolve_names(given.pools, Role::pool);
-  for (const auto& [id, config] : given.configs) mechanism(id);
+  if (!options.resume) require_compared(report.settings);  // a run to resume may compare less than before
   const std::vector<Job> jobs = plan(report.settings, report.skipped);
   if (jobs.empty()) fail("arena", "a mixer and a pool that go together", report.skipped.front().reason);
   const Digits digits = load_digits(options.data);
   count_images(report, digits);
+  if (report.train_images == 0 || report.held_images == 0)
+    fail("arena", "images for training and for the held-out part (4 of a digit; 5 of one with validate) in digits.csv",
+         fmt::format("{} images: {} for training, {} held out", digits.labels.size(0), report.train_images,
+                     report.held_images));
 
   const RunFolder folder = folder_of(report.settings, options);
   report.folder = folder.path();

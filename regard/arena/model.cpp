@@ -63,6 +63,32 @@ std::vector<std::string> resolve_names(const std::vector<std::string>& names, Ro
   return unique;
 }
 
+namespace {
+
+/// Whether a pair that the settings refuse would go together without the configurations that the caller gave.
+bool refused_by_config(const Settings& settings, const std::string& mixer, const std::string& pool) {
+  if (!settings.configs.count(mixer) && !settings.configs.count(pool)) return false;
+  Settings plain = settings;
+  plain.configs.clear();
+  try {
+    model_of(plain, mixer, pool);
+  } catch (const Error&) {
+    return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+void require_compared(const Settings& settings) {
+  std::vector<std::string> compared = settings.mixers;
+  compared.insert(compared.end(), settings.pools.begin(), settings.pools.end());
+  for (const auto& [id, unused] : settings.configs)
+    if (std::find(compared.begin(), compared.end(), id) == compared.end())
+      fail("arena", "--config of a mixer or pool of this run, " + quoted_list(compared),
+           "'" + id + "'" + suggestion(id, compared));
+}
+
 std::vector<Job> plan(const Settings& settings, std::vector<Skipped>& skipped) {
   // Malformed JSON is an error of the caller's, not a pair that does not go together.
   for (const auto& [id, unused] : settings.configs) config_for(settings, id);
@@ -72,6 +98,7 @@ std::vector<Job> plan(const Settings& settings, std::vector<Skipped>& skipped) {
       try {
         model_of(settings, mixer, pool);
       } catch (const Error& error) {
+        if (refused_by_config(settings, mixer, pool)) throw;
         skipped.push_back({mixer, pool, error.what()});
         continue;
       }

@@ -14,7 +14,11 @@ std::shared_ptr<const Instance> model_of(const Settings& settings, const std::st
 /// Names checked (registered, of that role); an empty list becomes all of the role.
 std::vector<std::string> resolve_names(const std::vector<std::string>& names, Role role);
 
+/// Refuses a configuration of what is not compared. The names must have been resolved.
+void require_compared(const Settings& settings);
+
 /// Every valid pair times seeds, seeds innermost; invalid pairs with their reason go to `skipped`.
+/// A pair that only a given configuration makes invalid is an error of the caller's.
 std::vector<Job> plan(const Settings& settings, std::vector<Skipped>& skipped);
 
 /// Model weights as two flat leaves, so that an optimizer step is a few operations: those with weight decay, and those

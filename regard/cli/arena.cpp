@@ -58,6 +58,7 @@ Settings resumed(const CLI::App& command, Options& options) {
 }
 
 int run_command(const CLI::App& command, Options& options) {
+  require_writable("arena", options.json);
   read_configs(options.configs, options.settings);
   const Settings settings = options.run.resume ? resumed(command, options) : options.settings;
   const arena::Report report = arena::run_digits(settings, options.run);

@@ -51,6 +51,8 @@ std::vector<std::string> names_of(const Options& options) {
 }
 
 int run_check(const Options& options) {
+  require_writable("check", options.json);
+  if (options.seed < 0) fail("check", "--seed of at least 0", std::to_string(options.seed));
   json request = json::object();
   if (!options.theorems.empty()) request["theorems"] = options.theorems;
   if (!options.golden.empty()) request["golden"] = options.golden;

@@ -22,6 +22,9 @@ void add_version(CLI::App& program, int& status);
 /// written to. `command` is the name that errors carry.
 void write_output(const std::string& command, const std::string& file, const std::string& text);
 
+/// Refuses a FILE that write_output could not write, so that nobody learns it after a long run. "" is no file.
+void require_writable(const std::string& command, const std::string& file);
+
 /// The folder that keeps reports of `regard check` for `regard list`: $XDG_CACHE_HOME/regard/check, or under ~/.cache.
 std::string reports_folder();
 

@@ -48,6 +48,7 @@ std::string traits(const json& mechanism) {
 }
 
 void list(const std::string& role, const std::string& file) {
+  require_writable("list", file);
   json all = json::parse(registry_json()), shown = json::array();
   for (auto& mechanism : all) {
     if (!role.empty() && mechanism["role"] != role) continue;

@@ -1,6 +1,10 @@
 #include <fmt/format.h>
 
+#include <unistd.h>
+
+#include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 
@@ -20,6 +24,19 @@ void write_output(const std::string& command, const std::string& file, const std
   std::ofstream stream(file);
   stream << text << std::endl;
   if (!stream) fail(command, "a file that can be written", "'" + file + "'");
+}
+
+void require_writable(const std::string& command, const std::string& file) {
+  namespace fs = std::filesystem;
+  if (file.empty() || file == "-") return;
+  std::error_code error;
+  if (fs::is_directory(file, error)) fail(command, "--json to name a file", "the folder '" + file + "'");
+  if (fs::exists(file, error) && !fs::is_regular_file(file, error)) return;  // a device or a pipe
+  const std::string folder = fs::path(file).parent_path().empty() ? "." : fs::path(file).parent_path().string();
+  if (!fs::is_directory(folder, error))
+    fail(command, "--json FILE in a folder that exists", "no folder '" + folder + "' for '" + file + "'");
+  if (::access(folder.c_str(), W_OK) != 0)
+    fail(command, "--json FILE in a folder that can be written", "'" + folder + "': " + std::strerror(errno));
 }
 
 std::string reports_folder() {

@@ -207,6 +207,13 @@ def test_configurations_of_mechanisms(tmp_path, capfd):
     (["--data", "/nowhere"], "digits.csv"),
     (["--epochs", "many"], "epochs"),
     (["--resume"], "a run to resume"),
+    (["--mixers", "poolformer", "--config", 'poolformer={"width": 99}'], "or with embed_dim 48; found 99"),
+    (["--mixers", "poolformer", "--config", 'poolformer={"pool_size": -1}'], "pool_size"),
+    (["--mixers", "poolformer", "--config", 'poolformer={"pool_sise": 3}'], "did you mean 'pool_size'?"),
+    (["--mixers", "poolformer", "--config", 'softmax-attention={"heads": 2}'],
+     "expected --config of a mixer or pool of this run, 'poolformer'"),
+    (["--config", "vit={}"], "expected --config of a mixer or pool of this run"),
+    (["--json", "/nowhere/results.json"], "[arena] expected --json FILE in a folder that exists; found no folder '/nowhere'"),
 ])
 def test_refusals(tmp_path, monkeypatch, capfd, arguments, message):
     monkeypatch.chdir(tmp_path)
@@ -221,6 +228,28 @@ def test_malformed_data(tmp_path, capfd):
     assert torch.ops.regard.cli(["arena", "digits", "--data", str(tmp_path), "--run", str(tmp_path / "run")]) == 2
     assert "65 integers a line" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_data_without_a_held_out_part(tmp_path, capfd):
+    row = ",".join(["1"] * 64 + ["3"])
+    (tmp_path / "digits.csv").write_text((row + "\n") * 2)
+    assert torch.ops.regard.cli(["arena", "digits", "--data", str(tmp_path), "--run", str(tmp_path / "run")]) == 2
+    err = capfd.readouterr().err
+    assert "in digits.csv; found 2 images: 2 for training, 0 held out" in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_training_that_fails_is_one_clear_line(tmp_path, capfd):
+    status = torch.ops.regard.cli(["arena", "digits", "--mixers", "softmax-attention", "--pools", "mean", "--seeds", "1",
+                                   "--run", str(tmp_path / "run"), "--json", str(tmp_path / "r.json"),
+                                   "--width", "1000000000000"])
+    report = json.loads((tmp_path / "r.json").read_text())
+    text = capfd.readouterr()
+    shown = text.out + text.err
+    assert status == 1 and len(report["failures"]) == 1 and report["pairs"] == []
+    assert report["failures"][0]["reason"] in text.out and "\n" not in report["failures"][0]["reason"]
+    assert shown.count(report["failures"][0]["reason"]) == 1
+    assert "frame #" not in shown and "Exception raised from" not in shown and ".so" not in shown
 
 
 @pytest.mark.slow

@@ -101,10 +101,24 @@ def test_json_goes_into_a_pipe_that_stays_one(tmp_path):
     (["check", "mine.py"], "python -m regard check mine.py"),
     (["check", "simpool", "--theorems", "gradient"], "gradients"),
     (["list", "--plugin", "/nowhere.so"], "/nowhere.so"),
-    (["list", "--json", "/nowhere/x.json"], "/nowhere"),
+    (["list", "--json", "/nowhere/x.json"],
+     "[list] expected --json FILE in a folder that exists; found no folder '/nowhere' for '/nowhere/x.json'"),
+    (["check", "mean", "--json", "/nowhere/x.json"], "[check] expected --json FILE in a folder that exists"),
+    (["list", "--json", "/tmp"], "[list] expected --json to name a file; found the folder '/tmp'"),
+    (["check", "mean", "--seed", "-1"], "[check] expected --seed of at least 0; found -1"),
 ])
 def test_wrong_input_is_one_clear_line(capfd, arguments, message):
     assert message in refused(capfd, *arguments)
+
+
+def test_python_says_plainly_that_it_checks_no_files(capfd, tmp_path):
+    from regard.cli import main
+    missing, there = tmp_path / "gone.py", tmp_path / "mine.py"
+    there.write_text("")
+    for path, found in ((missing, f"'{missing}', and no such file exists"), (there, f"'{there}'")):
+        assert main(["check", str(path)]) == 2
+        assert capfd.readouterr().err == ("regard: [check] expected the id of a mechanism (this version does not check "
+                                          f"Python files); found {found}\n")
 
 
 def test_explain(capfd, tmp_path):
