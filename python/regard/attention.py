@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import operator
 from typing import NamedTuple
 
 import torch
@@ -69,6 +70,7 @@ def attention(q, k, v, *, score=None, mask=None, weight=None, counted=None, pair
     raises `TraceError` with its file and line.
     """
     _check_tensors("attention", q=q, k=k, v=v)
+    query_offset, seed = _integer("attention", "query_offset", query_offset), _seed("attention", seed)
     call = _prepare("attention", q, score=score, mask=mask, weight=weight, counted=counted, pair_outputs=pair_outputs,
                     spec=spec, captures=captures, operands=operands, normalizer=normalizer, sinks=sinks, scale=scale,
                     is_causal=is_causal, dropout=dropout)
@@ -170,6 +172,31 @@ def _check_tensors(function: str, **tensors) -> None:
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor):
             fail(function, f"{name} to be a tensor", type(tensor).__name__)
+
+
+def _integer(function: str, name: str, value):
+    """An integer of Python, numpy, a tensor of one, or a traced size."""
+    if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool):
+        return value
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    fail(function, f"{name} to be an integer", _shown(value))
+
+
+def _shown(value) -> str:
+    """A small value as it is written, else its type."""
+    return repr(value) if value is None or isinstance(value, (bool, int, float, str)) else type(value).__name__
+
+
+def _seed(function: str, seed):
+    """An int64 scalar tensor (the op looks at its dtype and shape), an integer, or None."""
+    whole = isinstance(seed, int) and not isinstance(seed, bool)
+    if seed is not None and not whole and not isinstance(seed, torch.Tensor):
+        fail(function, "seed to be an int64 scalar tensor", _shown(seed))
+    return seed
 
 
 def _path(function: str, path: str) -> str:

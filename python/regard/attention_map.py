@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from .attention import _check_tensors, _path, _prepare
+from .attention import _check_tensors, _integer, _path, _prepare
 from .errors import fail
 from .trace import json_text
 
@@ -47,7 +47,8 @@ class AttentionMap:
         if call.pairs:
             fail("AttentionMap", "a spec without pair outputs", "pair outputs")
         self._q, self._k, self._sinks = q, k, sinks
-        self._call, self._offset, self._path = call, query_offset, _path("AttentionMap", path)
+        self._call, self._path = call, _path("AttentionMap", path)
+        self._offset = _integer("AttentionMap", "query_offset", query_offset)
         self._captures = dict(zip(call.names, call.captures))
 
     def __repr__(self) -> str:

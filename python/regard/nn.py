@@ -14,7 +14,7 @@ import textwrap
 import torch
 
 from . import _library  # noqa: F401  loads the library that holds the registry
-from .attention import _path
+from .attention import _integer, _path, _seed, _shown
 from .errors import fail, suggestion
 
 __all__ = ["Mechanism", "create", "list_mechanisms", "load", "load_plugin"]
@@ -101,6 +101,12 @@ class Mechanism(torch.nn.Module):
             seed: int64 scalar tensor that replays the random numbers of a training call.
             inputs: the tensors that the class lists as inputs ("memory", "lengths", ...).
         """
+        if not isinstance(x, torch.Tensor):
+            fail(self.id, "x to be a tensor", type(x).__name__)
+        if not isinstance(grid, (tuple, list, torch.Size)) and grid is not None:
+            fail(self.id, "grid to be a list of integers (rows, columns)", _shown(grid))
+        grid = [_integer(self.id, "grid's entries", size) for size in grid or ()]
+        prefix, seed = _integer(self.id, "prefix", prefix), _seed(self.id, seed)
         names = list(inputs)
         for name in names:
             if not isinstance(inputs[name], torch.Tensor):
@@ -115,7 +121,7 @@ class Mechanism(torch.nn.Module):
         outputs = [outputs] if isinstance(outputs, str) else list(outputs)
         results = torch.ops.regard.mechanism(
             self.id, self._config_json, self._weights(), x, [inputs[name] for name in names], names,
-            list(grid or ()), prefix, self.training, seed, outputs, _path(self.id, path))
+            grid, prefix, self.training, seed, outputs, _path(self.id, path))
         if not outputs:
             return results[0]
         return results[0], dict(zip(outputs, results[1:]))

@@ -42,6 +42,8 @@ class Traced(NamedTuple):
 def trace(function: str = "attention", *, score=None, mask=None, weight=None, counted=None, pair_outputs=(),
           normalizer="softmax", sinks=False, scale=None, dropout=0.0, is_causal=False, device=None) -> Traced:
     """The spec of the given functions. `function` is the name that errors carry."""
+    if not isinstance(pair_outputs, (tuple, list)):
+        fail(function, "pair_outputs to be a list of PairOutputs or functions", type(pair_outputs).__name__)
     graph = Graph(function, device)
     table: dict[str, Any] = {}
     before = _active.graph

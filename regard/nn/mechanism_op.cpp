@@ -9,6 +9,7 @@
 
 #include "regard/base/error.h"
 #include "regard/nn/mechanism.h"
+#include "regard/nn/shapes.h"
 #include "regard/ops/boundary.h"
 
 namespace regard {
@@ -47,7 +48,10 @@ std::vector<at::Tensor> mechanism_op(std::string id, std::string config, at::Ten
   context.prefix = prefix;
   context.path = path;
   context.wanted = outputs.value_or(Strings());
-  if (seed) context.seed = *seed;
+  if (seed && seed->defined()) {
+    if (seed->scalar_type() != at::kLong || seed->dim() != 0) fail(id, "seed, an int64 scalar", describe(*seed));
+    context.seed = *seed;
+  }
   std::vector<at::Tensor> results{instance->forward(weights, x, context)};
   for (const auto& name : context.wanted) results.push_back(context.outputs.at(name));
   return results;

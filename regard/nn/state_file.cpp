@@ -80,6 +80,8 @@ std::vector<at::Tensor> weights_from(const State& state, const Instance& instanc
     if (it->second.sizes() != at::IntArrayRef(weight.shape))
       fail(id, "weight " + weight.name + " " + describe(at::IntArrayRef(weight.shape)) + " in '" + source + "'",
            describe(it->second));
+    if (!weight.buffer && !at::isFloatingType(it->second.scalar_type()))
+      fail(id, "weight " + weight.name + " of a floating dtype in '" + source + "'", describe(it->second));
     weights.push_back(it->second);
   }
   for (const auto& name : present)

@@ -129,3 +129,26 @@ def test_missing_library(tmp_path):
     result = subprocess.run([sys.executable, "-c", "import regard"], env=environment, capture_output=True, text=True)
     assert result.returncode != 0
     assert f"ImportError: [regard] expected libregard.so; found none at {tmp_path}" in result.stderr
+
+
+@pytest.mark.parametrize("arguments, expected", [
+    ({"query_offset": 1.5}, "query_offset to be an integer; found 1.5"),
+    ({"query_offset": None}, "query_offset to be an integer; found None"),
+    ({"query_offset": "a"}, "query_offset to be an integer; found 'a'"),
+    ({"query_offset": True}, "query_offset to be an integer; found True"),
+    ({"query_offset": torch.ones(2).long()}, "query_offset to be an integer; found Tensor"),
+    ({"pair_outputs": 3}, "pair_outputs to be a list of PairOutputs or functions; found int"),
+    ({"dropout": 0.5, "seed": 1.5}, "seed to be an int64 scalar tensor; found 1.5"),
+])
+def test_types_of_arguments(arguments, expected):
+    refused(lambda: regard.attention(*tensors(), **arguments), f"[attention] expected {expected}")
+    if "query_offset" in arguments:
+        q, k, _ = tensors()
+        refused(lambda: regard.AttentionMap(q, k, **arguments), f"[AttentionMap] expected {expected}")
+
+
+def test_integers_of_every_kind_are_offsets():
+    q, k, v = tensors()
+    expected = regard.attention(q, k, v, query_offset=2, is_causal=True)
+    for offset in (torch.tensor(2), torch.arange(3).numpy()[2]):
+        assert torch.equal(regard.attention(q, k, v, query_offset=offset, is_causal=True), expected)

@@ -250,6 +250,21 @@ def test_unknown_classes(call, expected):
     (lambda: regard.nn.Mean(width=8)(torch.rand(2, 3, 8), lengths=3), "input lengths to be a tensor; found int"),
     (lambda: regard.nn.Mean(width=8)(torch.rand(2, 3, 8), path="fussed"), "did you mean 'fused'?"),
     (lambda: regard.nn.Mean(width=8)(torch.rand(2, 3, 8), outputs=["attn"]), "[mean]"),
+    (lambda: regard.nn.SimPool(width=8)([1]), "[simpool] expected x to be a tensor; found list"),
+    (lambda: regard.nn.PoolFormer(width=8)(torch.rand(2, 4, 8), grid=5),
+     "[poolformer] expected grid to be a list of integers (rows, columns); found 5"),
+    (lambda: regard.nn.PoolFormer(width=8)(torch.rand(2, 4, 8), grid=(2.0, 2)),
+     "[poolformer] expected grid's entries to be an integer; found 2.0"),
+    (lambda: regard.nn.SimPool(width=8)(torch.rand(2, 4, 8), prefix=None),
+     "[simpool] expected prefix to be an integer; found None"),
+    (lambda: regard.nn.SimPool(width=8)(torch.rand(2, 4, 8), seed=1.5),
+     "[simpool] expected seed to be an int64 scalar tensor; found 1.5"),
+    (lambda: regard.nn.SimPool(width=8)(torch.rand(2, 4, 8), seed=torch.tensor(1.5)),
+     "[simpool] expected seed, an int64 scalar; found () float32"),
+    (lambda: regard.nn.SimPool(width=8, dtype=torch.float32)(torch.rand(2, 4, 8).double()),
+     "[simpool] expected x of the dtype of weight wq.weight, float32 (or autocast); found (2, 4, 8) float64"),
+    (lambda: regard.nn.Mean(width=8)(torch.rand(2, 5, 8), lengths=torch.tensor([9, 1])),
+     "[mean] expected lengths in [0, 5]; found 9 in row 0"),
     (lambda: regard.nn.Mechanism(), "[Mechanism] expected a mechanism"),
     (lambda: regard.list_mechanisms("mixr"), "found 'mixr'; did you mean 'mixer'?"),
     (lambda: regard.load_plugin("/nowhere/plugin.so"), "/nowhere/plugin.so"),
@@ -259,3 +274,32 @@ def test_bad_input(call, expected):
         call()
     assert expected in str(error.value), str(error.value)
     assert str(error.value).startswith("[") and "expected" in str(error.value)
+
+
+def test_autocast_takes_any_floating_x():
+    module, x = regard.nn.SimPool(width=8, dtype=torch.float32), torch.rand(2, 4, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert module(x.bfloat16()).isfinite().all()
+
+
+def test_lengths_are_not_read_where_they_cannot_be():
+    """Under vmap the entries are out of reach: what is beyond N counts as N."""
+    module, x = regard.nn.Mean(width=8), torch.rand(3, 2, 5, 8)
+    lengths = torch.tensor([[9, 1], [5, 2], [0, 5]])
+    found = torch.vmap(lambda x, n: module(x, lengths=n))(x, lengths)
+    close(found, torch.stack([module(a, lengths=n.clamp(max=5)) for a, n in zip(x, lengths)]), 1e-6)
+
+
+def test_a_file_with_integers_for_weights_is_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+    path = tmp_path / "weights.safetensors"
+    module = regard.nn.SimPool(width=8)
+    module.save(path)
+    metadata = {"mechanism": "simpool", "config": json.dumps(module.config)}
+    tensors = load_file(path)
+    tensors["wq.weight"] = tensors["wq.weight"].to(torch.int32)
+    save_file(tensors, path, metadata)
+    with pytest.raises(ValueError) as error:
+        regard.load(path)
+    assert str(error.value) == (f"[simpool] expected weight wq.weight of a floating dtype in '{path}'; "
+                                "found (8, 8) int32")
