@@ -92,7 +92,6 @@ class Mechanism {
 
 // The registry.
 const Mechanism& mechanism(const std::string& id);                     ///< throws with the nearest name
-bool has_mechanism(const std::string& id);
 std::vector<const Mechanism*> mechanisms();                            ///< sorted by family, then id
 void register_mechanism(std::unique_ptr<Mechanism> mechanism);         ///< throws when the id is taken
 void load_plugin(const std::string& library);                          ///< opens a shared library that registers more

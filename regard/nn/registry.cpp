@@ -143,12 +143,6 @@ const Mechanism& mechanism(const std::string& id) {
   fail("mechanism", "an id among " + quoted_list(ids), "'" + id + "'" + suggestion(id, ids));
 }
 
-bool has_mechanism(const std::string& id) {
-  Registry& all = opened_registry();
-  const std::lock_guard lock(all.mutex);
-  return all.by_id.count(id) > 0;
-}
-
 std::vector<const Mechanism*> mechanisms() {
   Registry& all = opened_registry();
   const std::lock_guard lock(all.mutex);
