@@ -9,7 +9,7 @@
 
 namespace regard::detail {
 
-/// A Config behind a visitor: filled from JSON, printed as canonical JSON. Defined in register.cpp (JSON stays there).
+/// A Config behind a visitor: filled from JSON, printed as canonical JSON. Defined in config_json.cpp (JSON stays there).
 void read_config(const std::string& function, const std::string& json, const std::function<void(Fields&)>& visit);
 std::string print_config(const std::function<void(Fields&)>& visit);
 std::vector<ConfigField> describe_config(const std::function<void(Fields&)>& visit);
