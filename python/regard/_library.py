@@ -30,10 +30,23 @@ def candidates() -> list[pathlib.Path]:
     return found
 
 
+def minor(version: str) -> tuple[int, ...]:
+    """(2, 13) of "2.13.0+cpu": torch keeps its C++ interface within one minor version only."""
+    return tuple(int(part) for part in version.split("+")[0].split(".")[:2])
+
+
+def check_built_for(built: str, running: str, path: pathlib.Path) -> None:
+    """ImportError when the library was built for another minor version of torch than the one that runs."""
+    if minor(built) != minor(running):
+        raise ImportError(
+            f"[regard] expected a library built against torch {running}; found {path}, built against torch {built}: "
+            "build it again with this torch"
+        )
+
+
 def load() -> pathlib.Path:
     """Loads the library and returns its path; ImportError says where it was looked for."""
-    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    if version < _MINIMUM_TORCH:
+    if minor(torch.__version__) < _MINIMUM_TORCH:
         raise ImportError(f"[regard] expected torch >= 2.11; found torch {torch.__version__}")
     places = candidates()
     for path in places:
@@ -45,6 +58,7 @@ def load() -> pathlib.Path:
                     f"[regard] expected a library built against torch {torch.__version__}; found {path}, which does "
                     f"not load: {error}"
                 ) from error
+            check_built_for(torch.ops.regard.built_with_torch(), torch.__version__, path)
             return path
     looked = ", ".join(dict.fromkeys(str(path) for path in places))
     raise ImportError(

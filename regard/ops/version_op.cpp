@@ -1,5 +1,6 @@
-// torch.ops.regard.version() -> str: lets a caller that loads the library tell which one it got.
+// torch.ops.regard.version() and built_with_torch() -> str: let a caller that loads the library tell which one it got.
 #include <ATen/ATen.h>
+#include <torch/headeronly/version.h>
 #include <torch/library.h>
 
 #include <string>
@@ -8,4 +9,5 @@
 
 TORCH_LIBRARY_FRAGMENT(regard, library) {
   library.def("version() -> str", [] { return std::string(regard::version()); });
+  library.def("built_with_torch() -> str", [] { return std::string(TORCH_VERSION); });
 }

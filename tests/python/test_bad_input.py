@@ -152,3 +152,13 @@ def test_integers_of_every_kind_are_offsets():
     expected = regard.attention(q, k, v, query_offset=2, is_causal=True)
     for offset in (torch.tensor(2), torch.arange(3).numpy()[2]):
         assert torch.equal(regard.attention(q, k, v, query_offset=offset, is_causal=True), expected)
+
+
+def test_a_library_built_for_another_torch_is_refused():
+    from regard import _library
+
+    built = torch.ops.regard.built_with_torch()
+    _library.check_built_for(built, torch.__version__, _library.PATH)
+    with pytest.raises(ImportError, match=r"expected a library built against torch 2\.99\.0; found .*libregard\.so, "
+                                          rf"built against torch {built}: build it again with this torch"):
+        _library.check_built_for(built, "2.99.0", _library.PATH)
