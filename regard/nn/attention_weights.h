@@ -4,9 +4,9 @@
 
 namespace regard {
 
-/// P (B, H, M, N), the weights of `attention(q, k, ., spec, arguments)`, by applying it to the identity: any
-/// normalizer, mask and dropout, differentiable. Forms M x N: for looking at, never on the way to an output.
+/// P (B, H, M, N), the weights of `attention(q, k, ., spec, arguments)`: all rows of the map, with any
+/// normalizer, mask and dropout; differentiable. Forms M x N: for looking at, never on the way to an output.
 at::Tensor attention_weights(const at::Tensor& q, const at::Tensor& k, const AttentionSpec& spec,
-                             AttentionArguments arguments);
+                             const AttentionArguments& arguments);
 
 }  // namespace regard
