@@ -60,6 +60,7 @@ class Mechanism(torch.nn.Module):
         declared = json.loads(torch.ops.regard.declare(self.id, config))
         self.config = declared["config"]
         self._config_json = json.dumps(self.config)
+        self.caches = declared["caches"]
         self._alias = {w["name"]: w["alias"] for w in declared["weights"] if w["alias"]}
         self._names = [w["name"] for w in declared["weights"]]
         for weight, tensor in zip(declared["weights"], tensors):
@@ -90,7 +91,7 @@ class Mechanism(torch.nn.Module):
             tensors.append(found[name] if name in found else _by_path(self, name))
         return tensors
 
-    def forward(self, x, *, grid=(), prefix=0, outputs=(), path="auto", seed=None, **inputs):
+    def forward(self, x, *, grid=(), prefix=0, outputs=(), path="auto", seed=None, executor="local", **inputs):
         """The main output; with `outputs`, (main output, {name: tensor}).
 
         Args:
@@ -99,6 +100,7 @@ class Mechanism(torch.nn.Module):
             outputs: names of outputs beside the main one ("attn").
             path: "auto", "fused", "stripe" or "composite", asked of every attention inside.
             seed: int64 scalar tensor that replays the random numbers of a training call.
+            executor: "local", "split:4", "stripe", "ring:GROUP": where keys and values are absorbed.
             inputs: the tensors that the class lists as inputs ("memory", "lengths", ...).
         """
         if not isinstance(x, torch.Tensor):
@@ -112,7 +114,7 @@ class Mechanism(torch.nn.Module):
             if not isinstance(inputs[name], torch.Tensor):
                 if inputs[name] is None:
                     continue
-                known = [port["name"] for port in self.info["inputs"]]
+                known = [port["name"] for kind in ("inputs", "consumes") for port in self.info[kind]]
                 if name not in known:
                     fail(self.id, f"inputs among {', '.join(known) or 'none'}",
                          f"'{name}'{suggestion(name, [*known, *_CALL])}")
@@ -121,10 +123,27 @@ class Mechanism(torch.nn.Module):
         outputs = [outputs] if isinstance(outputs, str) else list(outputs)
         results = torch.ops.regard.mechanism(
             self.id, self._config_json, self._weights(), x, [inputs[name] for name in names], names,
-            grid, prefix, self.training, seed, outputs, _path(self.id, path))
+            grid, prefix, self.training, seed, outputs, _path(self.id, path), executor)
         if not outputs:
             return results[0]
         return results[0], dict(zip(outputs, results[1:]))
+
+    def decode(self, x, cache=None, *, outputs=(), **call):
+        """One step, or one chunk, of a decode: (main output, new cache), with `outputs` a dict of them third.
+
+        Args:
+            x: (B, n, D) the next n tokens of every sequence.
+            cache: {stream: tensor} as the step before returned it; None at the start.
+            call: what `forward` takes.
+        """
+        if not self.caches:
+            fail(self.id, "a configuration that decodes step by step", f"one without a cache, {self._config_json}")
+        cache = dict(cache or {})
+        outputs = [outputs] if isinstance(outputs, str) else list(outputs)
+        streams = [f"cache.{stream['name']}" for stream in self.caches]
+        y, found = self(x, outputs=[*outputs, *streams], **call, **{f"cache.{name}": t for name, t in cache.items()})
+        cache = {name.removeprefix("cache."): found.pop(name) for name in streams}
+        return (y, cache, found) if outputs else (y, cache)
 
     def save(self, path) -> None:
         """Writes the weights, the id and the configuration to one safetensors file, whole or not at all."""
@@ -135,7 +154,7 @@ class Mechanism(torch.nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in self.config.items() if value != default.get(name))
 
 
-_CALL = ("grid", "prefix", "outputs", "path", "seed")
+_CALL = ("grid", "prefix", "outputs", "path", "seed", "executor")
 
 
 def config_json(id: str, config: dict) -> str:

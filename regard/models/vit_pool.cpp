@@ -53,6 +53,8 @@ Context inner_context(const Info& info, const std::string& name, Context& contex
   Context inner;
   inner.training = context.training;
   inner.path = context.path;
+  inner.executor = context.executor;
+  inner.edits = context.edits;
   inner.host = &context;
   inner.name = name;
   for (const auto& port : info.inputs)

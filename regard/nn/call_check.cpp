@@ -14,23 +14,30 @@
 namespace regard::detail {
 namespace {
 
-std::vector<std::string> names_of(const std::vector<Port>& ports) {
-  std::vector<std::string> names;
-  for (const auto& port : ports) names.push_back(port.name);
-  return names;
+void add_names(std::vector<std::string>& names, const std::vector<Port>& ports, const std::string& prefix = "") {
+  for (const auto& port : ports) names.push_back(prefix + port.name);
 }
 
+/// Names that every mechanism may be given or asked for; the context itself checks them.
+bool common_input(const std::string& name) { return name == "cu_seqlens" || name.starts_with("cache."); }
+bool common_output(const std::string& name) { return name.starts_with("tap.") || name.starts_with("cache."); }
+
 void check_ports(const Info& info, const Context& context) {
-  const auto inputs = names_of(info.inputs), outputs = names_of(info.outputs);
+  std::vector<std::string> inputs, outputs;
+  add_names(inputs, info.inputs);
+  add_names(inputs, info.consumes);
+  add_names(outputs, info.outputs);
+  add_names(outputs, info.publishes);
+  add_names(outputs, info.losses, "loss.");
   const auto known = [](const std::vector<std::string>& names, const std::string& name) {
     return std::find(names.begin(), names.end(), name) != names.end();
   };
   for (const auto& [name, tensor] : context.inputs)
-    if (!known(inputs, name))
+    if (!common_input(name) && !known(inputs, name))
       fail(info.id, inputs.empty() ? "no inputs beside x" : "inputs among " + quoted_list(inputs),
            "'" + name + "'" + suggestion(name, inputs));
   for (const auto& name : context.wanted)
-    if (!known(outputs, name))
+    if (!common_output(name) && !known(outputs, name))
       fail(info.id, outputs.empty() ? "no outputs beside the main one" : "outputs among " + quoted_list(outputs),
            "'" + name + "'" + suggestion(name, outputs));
 }

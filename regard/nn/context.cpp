@@ -2,6 +2,10 @@
 
 #include <algorithm>
 
+#include "regard/base/error.h"
+#include "regard/base/names.h"
+#include "regard/ops/executor.h"
+
 namespace regard {
 namespace {
 
@@ -25,11 +29,46 @@ bool Context::wants(const std::string& name) const {
 
 void Context::output(const std::string& name, at::Tensor value) { outputs[name] = std::move(value); }
 
+void Context::publish(const std::string& name, const std::function<at::Tensor()>& make) {
+  if (wants(name)) output(name, make());
+}
+
+void Context::loss(const std::string& name, const std::function<at::Tensor()>& make) {
+  if (wants("loss." + name)) output("loss." + name, make());
+}
+
 at::Tensor Context::stream(const std::string& name) {
   if (!seed.defined())
     seed = host ? host->stream(name) : at::randint(int64_t{1} << 62, {}, at::TensorOptions().dtype(at::kLong));
   // A second call for a name is a second stream: what is drawn for one layer is not drawn again for another.
   return seed.bitwise_xor(number_of(name + "#" + std::to_string(streams++)));
+}
+
+void Context::open(const std::string& id, const std::vector<CacheStream>& streams, const at::Tensor& x) {
+  id_ = id;
+  streams_ = streams;
+  open_cache(x);
+  const at::Tensor packed = input("cu_seqlens");
+  if (!packed.defined()) return;
+  if (packed.dim() != 1 || !c10::isIntegralType(packed.scalar_type(), false))
+    fail(id, "cu_seqlens (S + 1), integer", packed.defined() ? std::string(toString(packed.scalar_type())) : "none");
+  if (x.dim() == 3 && x.sym_size(0) != 1)
+    fail(id, "x of one row, (1, T, D), with cu_seqlens", std::to_string(x.size(0)) + " rows");
+  require(!decoding_, id.c_str(), "a cache or packed sequences", "both");
+  for (const char* other : {"lengths", "positions", "memory_lengths"})
+    require(!input(other).defined(), id.c_str(), "no lengths or positions beside cu_seqlens, which says both", other);
+}
+
+void Context::close(const std::string& id) const {
+  if (input("cu_seqlens").defined() && !packed_read_)
+    fail(id, "a mechanism that runs on packed sequences", "cu_seqlens for one that mixes tokens in another way");
+  if (executor && executor->sharded() && executor->asked == 0)
+    fail(id, "a mechanism that asks the executor for what spans the sequence",
+         "one that would see only the tokens of this shard (executor " + executor->text() + ")");
+  for (const auto& name : wanted)
+    if (!outputs.count(name))
+      fail(id, "outputs that this call computes" + (name.starts_with("tap.") ? " (taps of an attention it runs)" : std::string()),
+           "'" + name + "'");
 }
 
 }  // namespace regard

@@ -19,11 +19,12 @@
 ///       static at::Tensor forward(const Config& config, const Weights& weights, const at::Tensor& x, Context& context);
 ///     };
 ///
-/// and registered by one line in its source: REGARD_MECHANISM(MyPool). Everything else (the C++ and Python modules,
+/// and registered by one line in its source: REGARD_MECHANISM(MyPool). One that decodes step by step declares what it
+/// keeps: `static std::vector<CacheStream> caches(const Config& config);`, empty for configurations that cannot. Everything else (the C++ and Python modules,
 /// checkpoints, the arena, `regard list`, `regard check`) follows from that.
 namespace regard {
 
-/// An input beside x, or an output beside the main one.
+/// An input beside x, an output beside the main one, a tensor on the blackboard or a loss.
 struct Port {
   std::string name;
   std::string doc;       ///< shape, dtype, meaning
@@ -59,6 +60,9 @@ struct Info {
   std::string paper;     ///< authors, year, title
   std::vector<Port> inputs;
   std::vector<Port> outputs;
+  std::vector<Port> consumes;   ///< what earlier layers may have published: inputs that hosts connect by name
+  std::vector<Port> publishes;  ///< what later layers may consume: outputs computed when somebody reads them
+  std::vector<Port> losses;     ///< scalar auxiliary losses: outputs "loss.NAME"
   bool needs_grid = false;
   bool takes_maps = false;    ///< x may also be (B, D, H, W) or (B, D, T, H, W)
   bool takes_prefix = true;   ///< has a place for tokens outside the grid
@@ -76,6 +80,7 @@ class Instance {
   virtual const Info& info() const = 0;
   virtual const std::string& config() const = 0;                       ///< canonical JSON, defaults filled in
   virtual const std::vector<WeightDeclaration>& weights() const = 0;
+  virtual const std::vector<CacheStream>& caches() const = 0;         ///< empty: it cannot decode step by step
   /// Main output; checks x, the weights' shapes and the context before anything is computed.
   virtual at::Tensor forward(at::TensorList weights, const at::Tensor& x, Context& context) const = 0;
 };

@@ -11,6 +11,7 @@
 #include "regard/nn/mechanism.h"
 #include "regard/nn/shapes.h"
 #include "regard/ops/boundary.h"
+#include "regard/ops/executor.h"
 
 namespace regard {
 namespace {
@@ -18,13 +19,17 @@ namespace {
 constexpr const char* mechanism_schema =
     "mechanism(str id, str config, Tensor[] weights, Tensor x, Tensor[]? inputs=None, str[]? input_names=None, "
     "SymInt[] grid=[], int prefix=0, bool training=False, Tensor? seed=None, str[]? outputs=None, "
-    "str path=\"auto\") "
+    "str path=\"auto\", str executor=\"local\") "
     "-> Tensor[]";
 
 using Strings = std::vector<std::string>;
 // Lists whose default is none: schemas have no literal for an empty list of tensors or strings.
 using OptionalTensors = std::optional<std::vector<at::Tensor>>;
 using OptionalStrings = std::optional<Strings>;
+
+const char* name_of(CacheStream::Kind kind) {
+  return kind == CacheStream::Kind::append ? "append" : kind == CacheStream::Kind::ring ? "ring" : "state";
+}
 
 Context context_of(const std::string& id, const OptionalTensors& inputs, const OptionalStrings& names) {
   const std::vector<at::Tensor> tensors = inputs.value_or(std::vector<at::Tensor>());
@@ -40,13 +45,14 @@ Context context_of(const std::string& id, const OptionalTensors& inputs, const O
 std::vector<at::Tensor> mechanism_op(std::string id, std::string config, at::TensorList weights, const at::Tensor& x,
                                      OptionalTensors inputs, OptionalStrings input_names, c10::SymIntArrayRef grid,
                                      int64_t prefix, bool training, const std::optional<at::Tensor>& seed,
-                                     OptionalStrings outputs, std::string path) {
+                                     OptionalStrings outputs, std::string path, std::string executor) {
   const auto instance = mechanism(id).configure(config);
   Context context = context_of(id, inputs, input_names);
   context.training = training;
   context.grid = grid.vec();
   context.prefix = prefix;
   context.path = path;
+  context.executor = make_executor(executor);
   context.wanted = outputs.value_or(Strings());
   if (seed && seed->defined()) {
     if (seed->scalar_type() != at::kLong || seed->dim() != 0) fail(id, "seed, an int64 scalar", describe(*seed));
@@ -67,7 +73,12 @@ std::string declare_op(std::string id, std::string config) {
   auto weights = nlohmann::json::array();
   for (const auto& weight : instance->weights())
     weights.push_back({{"name", weight.name}, {"shape", weight.shape}, {"buffer", weight.buffer}, {"alias", weight.alias}});
-  return nlohmann::json{{"config", nlohmann::json::parse(instance->config())}, {"weights", weights}}.dump();
+  auto caches = nlohmann::json::array();
+  for (const auto& stream : instance->caches())
+    caches.push_back({{"name", stream.name}, {"kind", name_of(stream.kind)}, {"entry", stream.entry},
+                      {"length", stream.length}});
+  return nlohmann::json{{"config", nlohmann::json::parse(instance->config())}, {"weights", weights},
+                        {"caches", caches}}.dump();
 }
 
 std::string registry_op() { return registry_json(); }
@@ -90,6 +101,12 @@ TORCH_LIBRARY_IMPL(regard, FuncTorchBatchedDecomposition, library) { library.imp
 
 std::vector<at::Tensor> run(const Instance& instance, at::TensorList weights, const at::Tensor& x,
                             const Context& context) {
+  if (!context.edits.empty()) {  // functions do not pass through the dispatcher
+    Context copy = context;
+    std::vector<at::Tensor> results{instance.forward(weights, x, copy)};
+    for (const auto& name : copy.wanted) results.push_back(copy.outputs.at(name));
+    return results;
+  }
   std::vector<at::Tensor> inputs;
   Strings names;
   for (const auto& [name, tensor] : context.inputs) {
@@ -102,7 +119,8 @@ std::vector<at::Tensor> run(const Instance& instance, at::TensorList weights, co
       c10::Dispatcher::singleton().findSchemaOrThrow("regard::mechanism", "").typed<decltype(mechanism_op)>();
   return rethrow_as_error([&] {
     return op.call(instance.info().id, instance.config(), weights, x, inputs, names, context.grid, context.prefix,
-                   context.training, seed, context.wanted, context.path);
+                   context.training, seed, context.wanted, context.path,
+                   context.executor ? context.executor->text() : "local");
   });
 }
 

@@ -47,13 +47,18 @@ class InstanceOf final : public Instance {
     Declaration declaration;
     M::declare(config_, declaration);
     declared_ = declaration.all();
+    if constexpr (requires { M::caches(config_); }) caches_ = M::caches(config_);
   }
   const Info& info() const override { return info_; }
   const std::string& config() const override { return text_; }
   const std::vector<WeightDeclaration>& weights() const override { return declared_; }
+  const std::vector<CacheStream>& caches() const override { return caches_; }
   at::Tensor forward(at::TensorList weights, const at::Tensor& x, Context& context) const override {
     check_call(info_, width_, declared_, weights, x, context);
-    return M::forward(config_, Weights(declared_, weights), x, context);
+    context.open(info_.id, caches_, x);
+    at::Tensor y = M::forward(config_, Weights(declared_, weights), x, context);
+    context.close(info_.id);
+    return y;
   }
 
  private:
@@ -62,6 +67,7 @@ class InstanceOf final : public Instance {
   std::string text_;
   int64_t width_ = 0;
   std::vector<WeightDeclaration> declared_;
+  std::vector<CacheStream> caches_;
 };
 
 template <class M>

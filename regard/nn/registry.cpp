@@ -111,7 +111,8 @@ json describe(const Mechanism& mechanism) {
   const Golden& golden = info.golden;
   return {{"id", info.id}, {"family", info.family}, {"role", name_of(info.role)}, {"title", info.title},
           {"equation", info.equation}, {"paper", info.paper}, {"inputs", to_json(info.inputs)},
-          {"outputs", to_json(info.outputs)}, {"config", fields}, {"needs_grid", info.needs_grid},
+          {"outputs", to_json(info.outputs)}, {"consumes", to_json(info.consumes)},
+          {"publishes", to_json(info.publishes)}, {"losses", to_json(info.losses)}, {"config", fields}, {"needs_grid", info.needs_grid},
           {"takes_maps", info.takes_maps}, {"takes_prefix", info.takes_prefix}, {"needs_prefix", info.needs_prefix},
           {"couples_batch", info.couples_batch}, {"examples", examples},
           {"golden", {{"config", to_json(golden.config)},

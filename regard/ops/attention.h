@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -14,6 +15,10 @@ namespace regard {
 struct AttentionArguments {
   std::vector<at::Tensor> captures;  ///< in the order of spec.captures() (sorted by name)
   std::vector<at::Tensor> operands;  ///< q_x, k_x of each name in spec.operands(), interleaved
+  /// The same by name, put in order by `in_order`; not together with the lists. Names that the spec does not read are
+  /// left out.
+  std::map<std::string, at::Tensor> named_captures;
+  std::map<std::string, std::pair<at::Tensor, at::Tensor>> named_operands;
   at::Tensor sinks;                  ///< (H) or (H, S) when normalizer.sinks
   at::Tensor seed;                   ///< int64 scalar when spec.dropout > 0
   c10::SymInt query_offset = 0;      ///< query() = row + query_offset; N - M aligns bottom-right
@@ -35,7 +40,10 @@ struct AttentionOutput {
 AttentionOutput attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const AttentionSpec& spec,
                           const AttentionArguments& arguments = {});
 
-/// The same with a spec already printed by to_json.
+/// The arguments with what is given by name put into the lists that `spec` reads; throws when a name is missing.
+AttentionArguments in_order(const AttentionSpec& spec, AttentionArguments arguments);
+
+/// The same with a spec already printed by to_json (captures and operands as lists).
 AttentionOutput attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const std::string& spec,
                           const AttentionArguments& arguments = {});
 

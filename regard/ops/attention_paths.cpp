@@ -10,7 +10,16 @@
 namespace regard::ops {
 namespace {
 
-/// The tensors of a call as a flat list that stripes read, and the call made of such a list again.
+/// Whether no number among them is infinite or NaN; false where that cannot be seen (while tracing).
+bool all_finite(const std::vector<at::Tensor>& tensors) {
+  return std::all_of(tensors.begin(), tensors.end(), [](const at::Tensor& t) {
+    return !t.defined() || !at::isFloatingType(t.scalar_type()) ||
+           (concrete(t) && at::isfinite(t.detach()).all().item<bool>());
+  });
+}
+
+}  // namespace
+
 std::vector<at::Tensor> tensors_of(const Call& call) {
   std::vector<at::Tensor> out = {call.q, call.k, call.v, call.sinks};
   out.insert(out.end(), call.captures.begin(), call.captures.end());
@@ -29,16 +38,6 @@ Call with_tensors(const Call& call, const std::vector<at::Tensor>& tensors) {
   out.operands.assign(operands, operands + static_cast<std::ptrdiff_t>(call.operands.size()));
   return out;
 }
-
-/// Whether no number among them is infinite or NaN; false where that cannot be seen (while tracing).
-bool all_finite(const std::vector<at::Tensor>& tensors) {
-  return std::all_of(tensors.begin(), tensors.end(), [](const at::Tensor& t) {
-    return !t.defined() || !at::isFloatingType(t.scalar_type()) ||
-           (concrete(t) && at::isfinite(t.detach()).all().item<bool>());
-  });
-}
-
-}  // namespace
 
 Path choose_path(const char* function, const Call& call, const std::string& requested) {
   const Path path = path_from_name(function, requested);

@@ -8,6 +8,10 @@
 /// Which path a call takes, and the stripe and composite paths over whole calls.
 namespace regard::ops {
 
+/// The tensors of a call as a flat list that stripes read, and the call made of such a list again.
+std::vector<at::Tensor> tensors_of(const Call& call);
+Call with_tensors(const Call& call, const std::vector<at::Tensor>& tensors);
+
 /// The path that `requested` means for this call. Throws when a named path cannot run it, or in strict mode when the
 /// automatic choice is not the fused path; the message says what stands in the way.
 Path choose_path(const char* function, const Call& call, const std::string& requested);
