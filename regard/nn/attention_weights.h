@@ -1,6 +1,6 @@
 #pragma once
 
-#include "regard/ops/attention.h"
+#include "regard/nn/edit.h"
 
 namespace regard {
 
@@ -8,5 +8,11 @@ namespace regard {
 /// normalizer, mask and dropout; differentiable. Forms M x N: for looking at, never on the way to an output.
 at::Tensor attention_weights(const at::Tensor& q, const at::Tensor& k, const AttentionSpec& spec,
                              const AttentionArguments& arguments);
+inline at::Tensor attention_weights(const Attending& call) {
+  return attention_weights(call.q, call.k, call.spec, call.arguments);
+}
+
+/// sum_h sum_i P_hij, (B, N): what each key received, without the map.
+at::Tensor attention_column_sums(const Attending& call);
 
 }  // namespace regard

@@ -80,6 +80,9 @@ class Context {
   /// In a decode query() counts the tokens of earlier steps. `arguments.path` is the context's.
   AttentionOutput attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, AttentionSpec spec,
                          AttentionArguments arguments = {});
+  /// The last `attend` as it ran: packed, edited, in the order of its spec. For maps and column sums on request:
+  /// attention_weights(context.attended()).
+  const Attending& attended() const;
   /// regard::linear_attention likewise; the state of earlier steps is an argument (see `state`).
   LinearOutput linear(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const LinearArguments& arguments);
   at::Tensor total(const at::Tensor& part);     ///< sum of the parts of all shards; differentiable
@@ -127,6 +130,7 @@ class Context {
   std::vector<CacheStream> streams_;
   bool decoding_ = false;
   int64_t attentions_ = 0;           ///< so far in this call
+  std::shared_ptr<const Attending> attended_;
   mutable bool packed_read_ = false;
 };
 

@@ -52,7 +52,14 @@ AttentionOutput Context::attend(const at::Tensor& q, const at::Tensor& k, const 
     out = attention(call.q, call.k, call.v, call.spec, call.arguments);
   }
   read_taps(*this, index, call, out);
+  attended_ = std::make_shared<const Attending>(std::move(call));
   return out;
+}
+
+const Attending& Context::attended() const {
+  require(attended_ != nullptr, id_.c_str(), "an attention before its map is asked for", "none");
+  require(!executor || !executor->sharded(), id_.c_str(), "the map of an attention whose tokens lie here", "shards");
+  return *attended_;
 }
 
 }  // namespace regard

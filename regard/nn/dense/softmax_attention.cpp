@@ -88,9 +88,11 @@ Source source_of(const Config& config, const at::Tensor& x, const Context& conte
   return source;
 }
 
+/// The positions that the call gives, or those of the tokens: counted from 0 in the memory, by the context in x.
 at::Tensor positions_of(const char* name, const Context& context, const at::Tensor& x, const c10::SymInt& offset) {
   const at::Tensor given = context.input(name);
   const c10::SymInt length = x.sym_size(2);
+  if (!given.defined() && offset == 0 && std::string_view(name) == "positions") return context.positions(x.transpose(1, 2));
   if (!given.defined()) return at::arange(at::Scalar(length), x.options().dtype(at::kLong)) + at::Scalar(offset);
   const bool rank = given.dim() == 1 || (given.dim() == 2 && given.sym_size(0) == x.sym_size(0));
   if (!rank || given.sym_size(-1) != length)
@@ -117,30 +119,46 @@ at::Tensor SoftmaxAttention::forward(const Config& config, const Weights& weight
   const bool positioned = context.input("positions").defined() || context.input("memory_positions").defined();
   require(config.rope || !positioned, id, "positions only with rope", "positions");
   at::Tensor padded;
-  if (context.input("lengths").defined()) padded = padding(context.input("lengths"), given.sym_size(1));
+  if (context.input("lengths").defined()) padded = context.padding(given);
   const at::Tensor x = padded.defined() ? zeroed(given, padded) : given;
   const Source source = source_of(config, x, context);
 
   Projected parts = project(config, weights, x, source.tokens);
-  auto [spec, arguments, query_positions] = prepare(config, weights, context, source.visibility, parts.q, parts.k);
   if (config.qk_norm) {
     // Under autocast a norm gives float32; the products run in the type of the projections.
     parts.q = weights.layer_norm(parts.q, "q_norm", config.norm_epsilon).to(parts.v.scalar_type());
     parts.k = weights.layer_norm(parts.k, "k_norm", config.norm_epsilon).to(parts.v.scalar_type());
   }
-  if (config.rope) turn(config, context, arguments.query_offset, query_positions, parts);
+  const bool cross = context.input("memory").defined();
+  if (!cross) {
+    if (config.rope) turn(config, context, 0, {}, parts);
+    parts.k = context.append("k", parts.k);
+    parts.v = context.append("v", parts.v);
+  }
+  auto [spec, arguments, query_positions] = prepare(config, weights, context, source.visibility, parts.q, parts.k);
+  if (cross && config.rope) turn(config, context, arguments.query_offset, query_positions, parts);
   if (config.attn_drop > 0 && context.training) {
     spec.dropout = config.attn_drop;
     arguments.seed = context.stream("attention");
   }
 
-  const AttentionOutput mixed = attention(parts.q, parts.k, parts.v, spec, arguments);
-  if (context.wants("attn")) context.output("attn", attention_weights(parts.q, parts.k, spec, arguments));
+  const AttentionOutput mixed = context.attend(parts.q, parts.k, parts.v, spec, arguments);
+  if (context.wants("attn")) context.output("attn", attention_weights(context.attended()));
+  context.publish("significance", [&] { return attention_column_sums(context.attended()); });
   if (context.wants("lse")) context.output("lse", mixed.lse);
   at::Tensor y = merge_heads(mixed.o);
   if (config.output_norm) y = weights.layer_norm(y, "norm", config.norm_epsilon);
   y = dropout(weights.linear(y, "out_proj"), config.proj_drop, context);
   return zeroed(y, padded);
+}
+
+/// Keys after their rotation. A count of all keys, which a step cannot know, must not enter the weights.
+std::vector<CacheStream> SoftmaxAttention::caches(const Config& config) {
+  const bool counts = (config.normalizer == "sigmoid" && !config.sigmoid_bias) || config.divisor == "keys" ||
+                      config.divisor == "sqrt_keys" || (config.divisor == "auto" && config.normalizer == "relu");
+  if (!config.causal || config.separate() || counts || config.window_right > 0) return {};
+  return {CacheStream::append("k", {config.key_heads(), config.key_width()}),
+          CacheStream::append("v", {config.key_heads(), config.values_width()})};
 }
 
 void SoftmaxAttention::Config::fields(Fields& f) {

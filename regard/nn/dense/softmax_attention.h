@@ -76,6 +76,7 @@ struct SoftmaxAttention {
   };
   static Info info();
   static void declare(const Config& config, Declaration& weights);
+  static std::vector<CacheStream> caches(const Config& config);
   static at::Tensor forward(const Config& config, const Weights& weights, const at::Tensor& x, Context& context);
 };
 

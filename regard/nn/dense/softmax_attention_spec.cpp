@@ -73,7 +73,7 @@ class Builder {
       hide(masks::window(config_.window_left, config_.window_right));
     if (visibility.key_lengths.defined()) {
       hold("lengths", visibility.key_lengths);
-      hide(masks::lengths("lengths"));
+      hide(key() < capture("lengths", Type::integer, {batch()}));
     }
     if (visibility.key_hidden.defined())
       hide(~hold("key_hidden", Type::boolean, visibility.key_hidden, {batch(), column()}));
@@ -86,11 +86,7 @@ class Builder {
     return keep_;
   }
 
-  std::vector<at::Tensor> captured(const AttentionSpec& spec) const {
-    std::vector<at::Tensor> tensors;
-    for (const auto& name : spec.captures()) tensors.push_back(captured_.at(name));
-    return tensors;
-  }
+  const std::map<std::string, at::Tensor>& captured() const { return captured_; }
 
  private:
   /// N, or the row's own length: padding does not count.
@@ -178,8 +174,7 @@ PreparedAttention prepare(const Config& config, const Weights& weights, const Co
       arguments.query_offset = k.sym_size(2) - q.sym_size(2);
     }
   }
-  arguments.captures = builder.captured(spec);
-  arguments.path = context.path;
+  arguments.named_captures = builder.captured();
   // softmax1 adds exp(0) to the sum: a sink whose logit is 0.
   if (config.sinks > 0) arguments.sinks = weights["sinks"];
   if (config.normalizer == "softmax1") arguments.sinks = at::zeros({config.heads}, q.options());
