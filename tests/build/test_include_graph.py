@@ -34,6 +34,16 @@ def reaches_torch_modules(root, file, seen):
     return None
 
 
+def mechanism_violations(name, file):
+    """A mechanism says what is absorbed, never where: it sees no group, cache or executor, and it is short."""
+    found = [f"{name}: a mechanism includes {path}" for _, path in includes(file)
+             if re.search(r"c10d|cache|executor|regard/scale|regard/serve", path)]
+    lines = len(file.read_text().splitlines())
+    if file.suffix == ".cpp" and lines > 200:
+        found.append(f"{name}: {lines} lines; a mechanism's source has at most 200")
+    return found
+
+
 def violations(root):
     """One line for each broken rule under root/regard."""
     found = []
@@ -59,6 +69,8 @@ def violations(root):
             # nlohmann/json_fwd.hpp only declares.
             if file.suffix == ".h" and path in ("iostream", "nlohmann/json.hpp"):
                 found.append(f"{name}: <{path}> in a header")
+        if floor == "nn" and len(name.parts) > 3:  # regard/nn/FAMILY/: mechanisms
+            found += mechanism_violations(name, file)
         if floor == "nn" and file.stem.split("_")[-1] != "module":
             chain = reaches_torch_modules(root, file, {file})
             if chain:
@@ -84,6 +96,9 @@ def test_kernel_library_is_found_free_of_torch_through_its_headers():
     ("algebra/a.cpp", "  #  include <c10/util/Half.h>", "c10/util/Half.h below ops"),
     ("nn/dense/a.cpp", "#include <torch/torch.h>", "a mechanism includes torch/torch.h"),
     ("nn/dense/a.cpp", '#include "regard/ops/c.h"', "regard/ops/c.h -> torch/torch.h"),
+    ("nn/dense/a.cpp", '#include "regard/ops/executor.h"', "a mechanism includes regard/ops/executor.h"),
+    ("nn/dense/a.cpp", "#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>", "a mechanism includes torch/csrc"),
+    ("nn/dense/a.cpp", "\n" * 201, "202 lines; a mechanism's source has at most 200"),
     ("ops/a.cpp", "#include <regex>", "<regex>"),
     ("ops/a.h", "#include <nlohmann/json.hpp>", "<nlohmann/json.hpp> in a header"),
     ("ops/a.h", "#include <iostream>", "<iostream> in a header"),
@@ -91,7 +106,7 @@ def test_kernel_library_is_found_free_of_torch_through_its_headers():
     ("elsewhere/a.h", "", "no floor"),
 ])
 def test_the_walk_sees(tmp_path, file, text, message):
-    for name, content in {"ops/b.h": "", "ops/c.h": "#include <torch/torch.h>", file: text}.items():
+    for name, content in {"ops/b.h": "", "ops/c.h": "#include <torch/torch.h>", "ops/executor.h": "", file: text}.items():
         path = tmp_path / "regard" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content + "\n")
