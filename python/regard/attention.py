@@ -51,7 +51,7 @@ def attention(q, k, v, *, score=None, mask=None, weight=None, counted=None, pair
         operands: dict name -> (q_x, k_x) of the extra pairs that `regard.expr.dot("name")` reads,
             (B, Hx, M, Dx) and (B, Hx, N, Dx); Hx divides H, query head h reads head h // (H / Hx).
         normalizer: "softmax", "signed_softmax", "sum", "sigmoid", "relu", "identity", "z_score", or a dict with the
-            keys kind, divisor, floor, epsilon, detach.
+            keys kind, divisor, floor, epsilon, epsilon_place ("inside", "outside", "inside_count"), detach.
         sinks: sink logits (H) or (H, S): keys without a value, softmax only.
         scale: default 1 / sqrt(Dh).
         query_offset: the position of the first query. A causal mask is aligned top-left, as torch's is (query i sees

@@ -15,7 +15,7 @@ from .errors import TraceError, definition, fail, line_of, suggestion, trace_err
 from .expr import BOOL, FLOAT, INT, Graph, PartialIndex, Value, _active, cast
 
 NORMALIZERS = ("softmax", "signed_softmax", "sum", "sigmoid", "relu", "identity", "z_score")
-_NORMALIZER_FIELDS = ("kind", "sinks", "divisor", "floor", "epsilon", "detach")
+_NORMALIZER_FIELDS = ("kind", "sinks", "divisor", "floor", "epsilon", "epsilon_place", "detach")
 _LITERALS = {"constant": 2, "dot": 4, "capture": 2}  # arguments that are not nodes stand first
 
 

@@ -47,7 +47,12 @@ void check_normalizer(const Normalizer& normalizer) {
     fail(kName, "a finite epsilon of at least 0", print_real(normalizer.epsilon));
   }
   if (normalizer.floor != 0 && kind != Kind::sum) fail(kName, "normalizer 'sum' with a floor", found);
-  if (normalizer.epsilon != 0 && kind != Kind::z_score) fail(kName, "normalizer 'z_score' with an epsilon", found);
+  if (normalizer.epsilon != 0 && kind != Kind::z_score && kind != Kind::signed_softmax) {
+    fail(kName, "normalizer 'z_score' or 'signed_softmax' with an epsilon", found);
+  }
+  if (normalizer.epsilon_place != Normalizer::EpsilonPlace::inside && kind != Kind::z_score) {
+    fail(kName, "normalizer 'z_score' with an epsilon_place", found);
+  }
   const bool divides =
       kind == Kind::softmax || kind == Kind::signed_softmax || kind == Kind::sum || kind == Kind::z_score;
   if (normalizer.detach && !divides) fail(kName, "a normalizer with a denominator to detach", found);

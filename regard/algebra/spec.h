@@ -14,21 +14,27 @@ namespace regard {
 ///
 ///     softmax          exp(s) / (sum exp(s) + sum_t exp(sink_t))
 ///     signed_softmax   sign(s) exp(|s|) / sum exp(|s|)          (the sign is a constant for derivatives)
+///         with epsilon: sign(s) exp(|s|) / (sum exp(|s|) + epsilon exp(max |s|)), scores of exactly 0 left out
 ///     sum              max(s, 0) / max(sum max(s, 0), floor)    (scores are weights; they must not be negative)
 ///     sigmoid          1 / (1 + exp(-s))
 ///     relu             max(s, 0) / divisor
 ///     identity         s / divisor
-///     z_score          (s - mean) / sqrt(variance + epsilon)    (biased variance over the counted keys)
+///     z_score          (s - mean) / sqrt(variance + epsilon)    (biased variance over the n counted keys)
+///         epsilon outside: (s - mean) / (sqrt(variance) + epsilon);
+///         inside_count: (s - mean) / sqrt((n variance + epsilon) / (n + epsilon))
 struct Normalizer {
   enum class Kind : uint8_t { softmax, signed_softmax, sum, sigmoid, relu, identity, z_score };
   /// What relu and identity divide by: 1, the number of keys N, or the number of kept keys of the row.
   enum class Divisor : uint8_t { one, keys, kept };
+  /// Where z_score adds its epsilon.
+  enum class EpsilonPlace : uint8_t { inside, outside, inside_count };
 
   Kind kind = Kind::softmax;
   bool sinks = false;       ///< softmax only: the call brings sink logits (H) or (H, S)
   Divisor divisor = Divisor::one;
   double floor = 0;         ///< sum: least denominator
-  double epsilon = 0;       ///< z_score
+  double epsilon = 0;       ///< z_score, signed_softmax
+  EpsilonPlace epsilon_place = EpsilonPlace::inside;  ///< z_score
   bool detach = false;      ///< the denominator is a constant for derivatives
 };
 
@@ -93,8 +99,8 @@ struct AttentionSpec {
 /// A node is [op, literals..., nodes...]: op by name_of(Op), argument nodes by their index, smaller than the node's.
 /// Literals: ["constant", 0.5, "float"] (or "inf", "-inf", "nan"), ["dot", name, begin, end, head] (a tail may be
 /// left out), ["capture", name, type, indices...], ["cast", node, type]. Further keys: weight, counted, scale,
-/// dropout, normalizer {kind, sinks, divisor, floor, epsilon, detach} (or its kind alone), pair_outputs
-/// [{value, bucket, buckets}], positions {query, key: {offset, stride, tensor, per_batch}}.
+/// dropout, normalizer {kind, sinks, divisor, floor, epsilon, epsilon_place, detach} (or its kind alone),
+/// pair_outputs [{value, bucket, buckets}], positions {query, key: {offset, stride, tensor, per_batch}}.
 /// The reader takes any table, promotes and checks types, and refuses what it does not know.
 std::string to_json(const AttentionSpec& spec);
 AttentionSpec spec_from_json(const std::string& text);
@@ -103,8 +109,10 @@ uint64_t hash(const AttentionSpec& spec);           ///< of the canonical JSON, 
 
 const char* name_of(Normalizer::Kind kind);         ///< "signed_softmax"
 const char* name_of(Normalizer::Divisor divisor);   ///< "keys"
+const char* name_of(Normalizer::EpsilonPlace place);  ///< "outside"
 Normalizer::Kind normalizer_from_name(const std::string& name);
 Normalizer::Divisor divisor_from_name(const std::string& name);
+Normalizer::EpsilonPlace epsilon_place_from_name(const std::string& name);
 
 /// The resolved spec of a JSON text, parsed once and kept (some thousand texts are).
 std::shared_ptr<const AttentionSpec> intern(const std::string& json);

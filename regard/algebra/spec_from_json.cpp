@@ -148,13 +148,15 @@ Normalizer read_normalizer(const json& value) {
     normalizer.kind = normalizer_from_name(value.get<std::string>());
     return normalizer;
   }
-  check_keys(value, "'normalizer'", {"kind", "sinks", "divisor", "floor", "epsilon", "detach"});
+  check_keys(value, "'normalizer'", {"kind", "sinks", "divisor", "floor", "epsilon", "epsilon_place", "detach"});
   if (value.contains("kind")) normalizer.kind = normalizer_from_name(text(value["kind"], "normalizer.kind"));
   if (value.contains("divisor")) normalizer.divisor = divisor_from_name(text(value["divisor"], "normalizer.divisor"));
   if (value.contains("sinks")) normalizer.sinks = boolean(value["sinks"], "normalizer.sinks");
   if (value.contains("detach")) normalizer.detach = boolean(value["detach"], "normalizer.detach");
   if (value.contains("floor")) normalizer.floor = real(value["floor"], "normalizer.floor");
   if (value.contains("epsilon")) normalizer.epsilon = real(value["epsilon"], "normalizer.epsilon");
+  if (value.contains("epsilon_place"))
+    normalizer.epsilon_place = epsilon_place_from_name(text(value["epsilon_place"], "normalizer.epsilon_place"));
   return normalizer;
 }
 

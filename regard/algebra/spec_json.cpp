@@ -61,6 +61,8 @@ json normalizer_json(const Normalizer& normalizer) {
   if (normalizer.divisor != Normalizer::Divisor::one) object["divisor"] = name_of(normalizer.divisor);
   if (normalizer.floor != 0) object["floor"] = normalizer.floor;
   if (normalizer.epsilon != 0) object["epsilon"] = normalizer.epsilon;
+  if (normalizer.epsilon_place != Normalizer::EpsilonPlace::inside)
+    object["epsilon_place"] = name_of(normalizer.epsilon_place);
   if (normalizer.detach) object["detach"] = true;
   return object;
 }

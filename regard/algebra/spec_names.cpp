@@ -9,6 +9,7 @@ namespace {
 
 constexpr std::array kKinds = {"softmax", "signed_softmax", "sum", "sigmoid", "relu", "identity", "z_score"};
 constexpr std::array kDivisors = {"one", "keys", "kept"};
+constexpr std::array kEpsilonPlaces = {"inside", "outside", "inside_count"};
 
 template <size_t count>
 size_t find(const std::array<const char*, count>& names, const std::string& name, const char* function) {
@@ -23,6 +24,7 @@ size_t find(const std::array<const char*, count>& names, const std::string& name
 
 const char* name_of(Normalizer::Kind kind) { return kKinds[static_cast<size_t>(kind)]; }
 const char* name_of(Normalizer::Divisor divisor) { return kDivisors[static_cast<size_t>(divisor)]; }
+const char* name_of(Normalizer::EpsilonPlace place) { return kEpsilonPlaces[static_cast<size_t>(place)]; }
 
 Normalizer::Kind normalizer_from_name(const std::string& name) {
   return static_cast<Normalizer::Kind>(find(kKinds, name, "normalizer"));
@@ -30,6 +32,10 @@ Normalizer::Kind normalizer_from_name(const std::string& name) {
 
 Normalizer::Divisor divisor_from_name(const std::string& name) {
   return static_cast<Normalizer::Divisor>(find(kDivisors, name, "divisor"));
+}
+
+Normalizer::EpsilonPlace epsilon_place_from_name(const std::string& name) {
+  return static_cast<Normalizer::EpsilonPlace>(find(kEpsilonPlaces, name, "epsilon_place"));
 }
 
 }  // namespace regard

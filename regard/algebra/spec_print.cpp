@@ -10,6 +10,8 @@ std::string print_normalizer(const Normalizer& normalizer) {
   if (normalizer.divisor != Normalizer::Divisor::one) kind += std::string(", divisor ") + name_of(normalizer.divisor);
   if (normalizer.floor != 0) kind += ", floor " + print_real(normalizer.floor);
   if (normalizer.epsilon != 0) kind += ", epsilon " + print_real(normalizer.epsilon);
+  if (normalizer.epsilon_place != Normalizer::EpsilonPlace::inside)
+    kind += std::string(" ") + name_of(normalizer.epsilon_place);
   if (normalizer.detach) kind += ", detached denominator";
   return kind;
 }

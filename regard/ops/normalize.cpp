@@ -65,8 +65,27 @@ at::Tensor count_of(const at::Tensor& counted, const at::Tensor& scores) {
   return counted.expand_symint(scores.sym_sizes()).to(scores.scalar_type()).sum(-1, true).clamp_min(1);
 }
 
+at::Tensor reciprocal_or_zero(const at::Tensor& t) {
+  return at::where(t.gt(0), at::reciprocal(positive_or_one(t)), at::zeros({}, t.options()));
+}
+
+// sqrt(t) with the derivative 0 at 0.
+at::Tensor root_of(const at::Tensor& t) {
+  return at::where(t.gt(0), at::sqrt(positive_or_one(t)), at::zeros({}, t.options()));
+}
+
+// -2 times the derivative of z_score_rate by the variance.
+at::Tensor z_score_bend(const Normalizer& normalizer, const at::Tensor& rate, const at::Tensor& variance,
+                        const at::Tensor& count) {
+  using Place = Normalizer::EpsilonPlace;
+  if (normalizer.epsilon_place == Place::outside) return at::mul(at::square(rate), reciprocal_or_zero(root_of(variance)));
+  const at::Tensor cube = at::pow(rate, 3);
+  if (normalizer.epsilon_place == Place::inside) return cube;
+  return at::mul(cube, at::div(count, at::add(count, normalizer.epsilon)));
+}
+
 struct Moments {
-  at::Tensor count, centered, rate;  // n, s - mean, 1 / sqrt(variance + epsilon)
+  at::Tensor count, variance, centered, rate;  // n, biased variance, s - mean, what s - mean is multiplied by
 };
 
 // Rows of one counted key have variance 0: with epsilon 0 their weight is 0, not NaN.
@@ -75,15 +94,51 @@ Moments moments_of(const Normalizer& normalizer, const at::Tensor& scores, const
   const at::Tensor mean = at::div(masked(scores, counted, 0).sum(-1, true), n);
   const at::Tensor centered = at::sub(scores, mean);
   const at::Tensor square = masked(at::square(centered), counted, 0);
-  const at::Tensor variance = at::add(at::div(square.sum(-1, true), n), normalizer.epsilon);
-  const at::Tensor rate =
-      at::where(variance.gt(0), at::rsqrt(positive_or_one(variance)), at::zeros({}, variance.options()));
-  return {n, centered, normalizer.detach ? rate.detach() : rate};
+  const at::Tensor variance = at::div(square.sum(-1, true), n);
+  const at::Tensor rate = z_score_rate(normalizer, variance, n);
+  return {n, variance, centered, normalizer.detach ? rate.detach() : rate};
+}
+
+// sign(s) e / (sum e + epsilon), e = exp(|s| - max |s|); scores of exactly 0 are left out. The share of epsilon grows
+// with the maximum, which therefore carries a gradient: to the first largest.
+Normalized signed_softmax_with_epsilon(const at::Tensor& scores, const at::Tensor& keep, const at::Tensor& counted,
+                                       const Normalizer& normalizer) {
+  const at::Tensor sign = at::sign(scores.detach());
+  const at::Tensor nonzero = sign.ne(0), exists = counted.defined() ? at::logical_and(nonzero, counted) : nonzero;
+  const at::Tensor magnitude = at::mul(scores, sign), s = masked(magnitude, exists, -kInfinity);
+  const at::Tensor first = s.detach().argmax(-1, true);
+  at::Tensor top = s.gather(-1, first);
+  top = at::where(at::isfinite(top), top, at::zeros({}, top.options()));
+
+  const at::Tensor e = at::exp(at::sub(s, top)), sum = e.sum(-1, true), some = sum.gt(0);
+  const at::Tensor total = at::where(some, at::add(sum, normalizer.epsilon), at::ones({}, sum.options()));
+  const at::Tensor divisor = normalizer.detach ? total.detach() : total;
+  const auto columns = at::arange(c10::Scalar(scores.sym_size(-1)), first.options());
+  const at::Tensor largest = at::logical_and(columns.eq(first), some).to(scores.scalar_type());
+  Normalized out;
+  out.shares = at::div(at::add(e, at::mul(largest, normalizer.epsilon)), total);
+  out.statistic = at::where(some, at::add(top, at::log(total)), at::full({}, -kInfinity, sum.options())).squeeze(-1);
+  out.statistic = at::where(at::isnan(sum).squeeze(-1), sum.squeeze(-1), out.statistic);
+  at::Tensor kept = e;  // 0 in a row without keys
+  if (!keep.is_same(counted)) {
+    kept = at::exp(at::sub(masked(magnitude, keep, -kInfinity), top));
+    kept = at::where(some, kept, at::zeros({}, kept.options()));
+  }
+  out.weights = at::mul(masked(sign, keep, 0), at::div(kept, divisor));
+  return out;
 }
 
 at::Tensor row_sum(const at::Tensor& t) { return t.sum(-1, true); }
 
 }  // namespace
+
+at::Tensor z_score_rate(const Normalizer& normalizer, const at::Tensor& variance, const at::Tensor& count) {
+  using Place = Normalizer::EpsilonPlace;
+  const double epsilon = normalizer.epsilon;
+  if (normalizer.epsilon_place == Place::outside) return reciprocal_or_zero(at::add(root_of(variance), epsilon));
+  if (normalizer.epsilon_place == Place::inside) return reciprocal_or_zero(root_of(at::add(variance, epsilon)));
+  return reciprocal_or_zero(root_of(at::div(at::add(at::mul(variance, count), epsilon), at::add(count, epsilon))));
+}
 
 at::Tensor masked(const at::Tensor& t, const at::Tensor& mask, double fill) {
   return mask.defined() ? at::where(mask, t, at::full({}, fill, t.options())) : t;
@@ -97,6 +152,8 @@ Normalized normalize(const Normalizer& normalizer, const at::Tensor& scores, con
     case Kind::softmax:
       return softmax_of(scores, keep, counted, sinks, normalizer.detach);
     case Kind::signed_softmax: {
+      if (normalizer.epsilon > 0 && !empty_rows(scores))
+        return signed_softmax_with_epsilon(scores, keep, counted, normalizer);
       const at::Tensor sign = at::sign(scores.detach());
       out = softmax_of(at::mul(scores, sign), keep, counted, {}, normalizer.detach);
       out.weights = at::mul(masked(sign, keep, 0), out.weights);
@@ -178,8 +235,8 @@ NormalizedGradient normalize_backward(const Normalizer& normalizer, const Normal
       const at::Tensor scaled = at::mul(g, moments.rate);
       at::Tensor shared = at::div(row_sum(scaled), moments.count);
       if (!normalizer.detach) {
-        const at::Tensor slope =
-            at::div(at::mul(row_sum(at::mul(g, centered)), at::pow(moments.rate, 3)), moments.count);
+        const at::Tensor bend = z_score_bend(normalizer, moments.rate, moments.variance, moments.count);
+        const at::Tensor slope = at::div(at::mul(row_sum(at::mul(g, centered)), bend), moments.count);
         shared = at::add(shared, at::mul(slope, masked(moments.centered, counted, 0)));
       }
       return {at::sub(scaled, masked(shared.expand_symint(g.sym_sizes()), counted, 0)), {}};

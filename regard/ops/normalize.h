@@ -34,4 +34,8 @@ NormalizedGradient normalize_backward(const Normalizer& normalizer, const Normal
 /// t where the mask holds, `fill` elsewhere; an undefined mask holds everywhere.
 at::Tensor masked(const at::Tensor& t, const at::Tensor& mask, double fill);
 
+/// What z_score multiplies s - mean by, from the biased variance over `count` keys: 1 / sqrt(variance + epsilon), or
+/// as normalizer.epsilon_place says; 0 where that would divide by 0.
+at::Tensor z_score_rate(const Normalizer& normalizer, const at::Tensor& variance, const at::Tensor& count);
+
 }  // namespace regard::ops

@@ -41,7 +41,9 @@ AttentionSpec random_spec(unsigned seed) {
     spec.normalizer.detach = random.below(2);
   }
   if (kind == Kind::sum) spec.normalizer.floor = random.below(3) * 0.1;
-  if (kind == Kind::z_score) spec.normalizer.epsilon = 1e-5;
+  if (kind == Kind::z_score || kind == Kind::signed_softmax) spec.normalizer.epsilon = 1e-5 * random.below(2);
+  if (kind == Kind::z_score)
+    spec.normalizer.epsilon_place = static_cast<Normalizer::EpsilonPlace>(random.below(3));
   for (int i = random.below(3); i > 0; --i) {
     PairOutput output{random.real(3), {}, 1};
     if (random.below(2)) {

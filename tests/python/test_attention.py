@@ -196,7 +196,10 @@ def test_pair_outputs(path, qkv):
 
 @pytest.mark.parametrize("normalizer", ["signed_softmax", "sum", "sigmoid", "relu", "identity", "z_score",
                                         {"kind": "relu", "divisor": "keys"}, {"kind": "identity", "divisor": "kept"},
-                                        {"kind": "sum", "floor": 1.5}, {"kind": "z_score", "epsilon": 1e-3}])
+                                        {"kind": "sum", "floor": 1.5}, {"kind": "z_score", "epsilon": 1e-3},
+                                        {"kind": "z_score", "epsilon": 0.1, "epsilon_place": "outside"},
+                                        {"kind": "z_score", "epsilon": 0.1, "epsilon_place": "inside_count"},
+                                        {"kind": "signed_softmax", "epsilon": 0.1}])
 @pytest.mark.parametrize("path", ["stripe", "composite"])
 def test_normalizers(normalizer, path, qkv, paths_of):
     q, k, v = qkv(M=5, N=7)
@@ -211,20 +214,50 @@ def test_normalizers(normalizer, path, qkv, paths_of):
     divisor = {"keys": 7, "kept": n, None: 1}[settings.get("divisor")]
     mean = (s * keep).sum(-1, keepdim=True) / n
     variance = ((s - mean) ** 2 * keep).sum(-1, keepdim=True) / n
+    epsilon = settings.get("epsilon", 0.0)
+    deviation = {"inside": (variance + epsilon).sqrt(), "outside": variance.sqrt() + epsilon,
+                 "inside_count": ((n * variance + epsilon) / (n.double() + epsilon)).sqrt()}
+    e = (s.abs() - (s.abs() * keep).amax(-1, keepdim=True)).exp()
     expected = {
-        "signed_softmax": lambda: s.sign() * s.abs().exp() / (s.abs().exp() * keep).sum(-1, keepdim=True),
+        "signed_softmax": lambda: s.sign() * e / ((e * keep).sum(-1, keepdim=True) + epsilon),
         "sum": lambda: s / (s * keep).sum(-1, keepdim=True).clamp(min=settings.get("floor", 0.0)),
         "sigmoid": lambda: s.sigmoid(),
         "relu": lambda: s.relu() / divisor,
         "identity": lambda: s / divisor,
         # One kept key has no variance: the first row's weight is 0 / sqrt(epsilon).
-        "z_score": lambda: torch.where(n > 1, (s - mean) / (variance + settings.get("epsilon", 0.0)).sqrt(), 0.0),
+        "z_score": lambda: torch.where(n > 1, (s - mean) / deviation[settings.get("epsilon_place", "inside")], 0.0),
     }[kind]()
     expected = (expected * keep) @ v.repeat_interleave(2, dim=1)
     counts, o = paths_of(lambda: regard.attention(q, k, v, score=positive, is_causal=True, normalizer=normalizer, path=path))
     assert counts == {"attention": {path: 1}}
     rows = slice(1, None) if kind == "z_score" else slice(None)
     close(o[:, :, rows], expected[:, :, rows])
+
+
+@pytest.mark.parametrize("normalizer", [{"kind": "z_score", "epsilon": 0.1, "epsilon_place": "outside"},
+                                        {"kind": "z_score", "epsilon": 0.1, "epsilon_place": "inside_count"},
+                                        {"kind": "signed_softmax", "epsilon": 0.1}])
+@pytest.mark.parametrize("path", ["stripe", "composite"])
+def test_gradients_of_epsilons(normalizer, path, qkv):
+    """The first query sees one key: variance 0, which must not make a gradient NaN."""
+    tensors = qkv(B=1, M=4, N=5, grad=True)
+
+    def f(*tensors):
+        return regard.attention(*tensors, is_causal=True, normalizer=normalizer, path=path)
+
+    assert torch.autograd.gradcheck(f, tensors, check_forward_ad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(f, tensors, fast_mode=True)
+    assert all(g.isfinite().all() for g in torch.autograd.grad(f(*tensors).sum(), tensors))
+
+
+def test_an_exact_zero_leaves_the_sum_only_with_an_epsilon():
+    q = torch.tensor([[[[1.0, 0.0]]]], dtype=torch.float64)
+    k = torch.tensor([[[[0.0, 1.0], [2.0, 0.0]]]], dtype=torch.float64)  # scores 0 and 2
+    v = torch.ones_like(k)
+    plain = regard.attention(q, k, v, scale=1.0, normalizer="signed_softmax")
+    left_out = regard.attention(q, k, v, scale=1.0, normalizer={"kind": "signed_softmax", "epsilon": 1e-6})
+    close(plain, torch.full_like(plain, 1 / (1 + math.exp(-2))))
+    close(left_out, torch.full_like(plain, 1 / (1 + 1e-6)))
 
 
 def test_dropout(qkv):
