@@ -2,6 +2,7 @@
 
 attention, PairOutput, AttentionOutput     o = normalizer(score) v with score, mask and weight as ordinary functions
 scaled_dot_product_attention               torch's function of that name, on Regard
+BlockIndex, attention_blocks               attention to chosen key blocks only, in memory of what is kept
 merge                                      two softmax states over disjoint keys as one
 AttentionMap, RowStatistics                the attention matrix, looked into without being formed
 Spec                                       attention as data: traced once, printed, stored, compared
@@ -24,14 +25,15 @@ from . import expr, models, nn
 from .attention import (AttentionOutput, attention, merge, path_counts, reset_path_counts,
                         scaled_dot_product_attention, strict)
 from .attention_map import AttentionMap, RowStatistics
+from .blocks import BlockIndex, attention_blocks
 from .errors import TraceError
 from .nn import create, list_mechanisms, load, load_plugin
 from .spec import Spec
 from .trace import PairOutput
 
-__all__ = ["AttentionMap", "AttentionOutput", "PairOutput", "RowStatistics", "Spec", "TraceError", "attention",
-           "check", "create", "expr", "list_mechanisms", "load", "load_plugin", "merge", "models", "nn", "path_counts",
-           "reset_path_counts", "scaled_dot_product_attention", "strict"]
+__all__ = ["AttentionMap", "AttentionOutput", "BlockIndex", "PairOutput", "RowStatistics", "Spec", "TraceError",
+           "attention", "attention_blocks", "check", "create", "expr", "list_mechanisms", "load", "load_plugin",
+           "merge", "models", "nn", "path_counts", "reset_path_counts", "scaled_dot_product_attention", "strict"]
 
 __version__ = _torch.ops.regard.version()
 
