@@ -13,8 +13,8 @@ from .errors import fail, suggestion
 from .spec import Spec
 from .trace import trace
 
-__all__ = ["AttentionOutput", "attention", "merge", "path_counts", "reset_path_counts", "scaled_dot_product_attention",
-           "strict"]
+__all__ = ["AttentionOutput", "attention", "attention_paged", "merge", "path_counts", "reset_path_counts",
+           "scaled_dot_product_attention", "strict"]
 
 PATHS = ("auto", "fused", "stripe", "composite")
 
@@ -29,7 +29,8 @@ class AttentionOutput(NamedTuple):
 
 def attention(q, k, v, *, score=None, mask=None, weight=None, counted=None, pair_outputs=(), spec=None, captures=None,
               operands=None, normalizer="softmax", sinks=None, scale=None, query_offset=0, is_causal=False,
-              dropout=0.0, seed=None, path="auto", return_lse=False):
+              dropout=0.0, seed=None, path="auto", return_lse=False, cu_seqlens=None, cu_seqlens_q=None,
+              cu_seqlens_k=None):
     """o_i = sum_j normalizer(score_i.)_j * weight_ij * v_j over the keys j that the mask keeps.
 
     Shapes: q (B, H, M, Dh), k (B, Hk, N, Dh), v (B, Hk, N, Dv); Hk divides H and query head h reads key head
@@ -61,6 +62,9 @@ def attention(q, k, v, *, score=None, mask=None, weight=None, counted=None, pair
             drawn from torch's generator).
         path: "auto", or "fused", "stripe", "composite" to ask for one; a path that cannot run is an error.
         return_lse: also return the natural logarithm of the softmax denominator.
+        cu_seqlens: packed sequences, q (1, H, T, Dh), k and v likewise: (S + 1) integers, where each begins, 0 first
+            and T last. Every sequence attends to itself alone, and i and j count from its beginning. cu_seqlens_q and
+            cu_seqlens_k in place of it where queries and keys are of different sequences, the same number of them.
 
     Returns:
         o (B, H, M, Dv); or (o, lse); or, with pair outputs, AttentionOutput(o, lse, pairs). A query without keys has
@@ -74,15 +78,68 @@ def attention(q, k, v, *, score=None, mask=None, weight=None, counted=None, pair
     call = _prepare("attention", q, score=score, mask=mask, weight=weight, counted=counted, pair_outputs=pair_outputs,
                     spec=spec, captures=captures, operands=operands, normalizer=normalizer, sinks=sinks, scale=scale,
                     is_causal=is_causal, dropout=dropout)
-    if call.dropout and seed is None:
-        seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=q.device)
-    if seed is not None and not call.dropout:
-        fail("attention", "no seed without dropout", "seed")
-    output = AttentionOutput(*torch.ops.regard.attention(
-        q, k, v, call.spec, call.captures, call.operands, sinks, seed, query_offset, _path("attention", path)))
+    seed = _drawn("attention", call, seed, q)
+    packed = _packed("attention", cu_seqlens, cu_seqlens_q, cu_seqlens_k)
+    op = torch.ops.regard.attention_packed if packed else torch.ops.regard.attention
+    output = AttentionOutput(*op(q, k, v, *packed, call.spec, call.captures, call.operands, sinks, seed, query_offset,
+                                 _path("attention", path)))
     if call.pairs:
         return output
     return (output.o, output.lse) if return_lse else output.o
+
+
+def attention_paged(q, k_pages, v_pages, table, lengths, *, score=None, mask=None, weight=None, counted=None,
+                    pair_outputs=(), spec=None, captures=None, operands=None, normalizer="softmax", sinks=None,
+                    scale=None, query_offset=0, query_positions=None, is_causal=False, dropout=0.0, seed=None,
+                    path="auto", return_lse=False):
+    """`attention` over keys and values that lie in pages: token j of sequence b is entry j % page of page
+    table[b, j // page].
+
+    Shapes: q (B, H, M, Dh); k_pages (P, Hk, page, Dh), v_pages (P, Hk, page, Dv); table (B, n) integer; lengths (B)
+    integer, the tokens of each sequence, at most n * page. Entries of the table behind a sequence's last page are not
+    read (-1 will do), nor are tokens behind its length. j is the token's place in its sequence; i is the row plus
+    query_offset, or query_positions (M) or (B, M): for a decode whose M queries are the last tokens of each sequence
+    ``lengths[:, None] - M + torch.arange(M)``. Differentiable in q, the pages, and all that `attention` is.
+
+    A reference form: the pages of the call are gathered, O(B n page) memory. Other arguments, results and errors are
+    those of `attention`.
+    """
+    name = "attention_paged"
+    _check_tensors(name, q=q, k_pages=k_pages, v_pages=v_pages, table=table, lengths=lengths)
+    if query_positions is not None:
+        _check_tensors(name, query_positions=query_positions)
+    query_offset, seed = _integer(name, "query_offset", query_offset), _seed(name, seed)
+    call = _prepare(name, q, score=score, mask=mask, weight=weight, counted=counted, pair_outputs=pair_outputs,
+                    spec=spec, captures=captures, operands=operands, normalizer=normalizer, sinks=sinks, scale=scale,
+                    is_causal=is_causal, dropout=dropout)
+    seed = _drawn(name, call, seed, q)
+    output = AttentionOutput(*torch.ops.regard.attention_paged(
+        q, k_pages, v_pages, table, lengths, call.spec, call.captures, call.operands, sinks, seed, query_offset,
+        _path(name, path), query_positions))
+    if call.pairs:
+        return output
+    return (output.o, output.lse) if return_lse else output.o
+
+
+def _drawn(function: str, call: "_Call", seed, q):
+    """The seed of a call that drops weights, drawn where none is given."""
+    if call.dropout and seed is None:
+        return torch.randint(2**63 - 1, (), dtype=torch.int64, device=q.device)
+    if seed is not None and not call.dropout:
+        fail(function, "no seed without dropout", "seed")
+    return seed
+
+
+def _packed(function: str, cu_seqlens, cu_seqlens_q, cu_seqlens_k) -> tuple:
+    """(of the queries, of the keys), or () when nothing is packed."""
+    given = {"cu_seqlens": cu_seqlens, "cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
+    given = {name: bounds for name, bounds in given.items() if bounds is not None}
+    if not given:
+        return ()
+    _check_tensors(function, **given)
+    if set(given) not in ({"cu_seqlens"}, {"cu_seqlens_q", "cu_seqlens_k"}):
+        fail(function, "cu_seqlens, or cu_seqlens_q and cu_seqlens_k", ", ".join(given))
+    return tuple(given.values()) * (2 if cu_seqlens is not None else 1)
 
 
 class _Call(NamedTuple):

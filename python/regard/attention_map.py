@@ -33,6 +33,12 @@ class AttentionMap:
         P.rows(indices)        chosen rows (B, H, R, N)
         P.column_sums()        P^T 1       (B, H, N)
         P.entropy(), P.mean_distance(), P.mass(marked), P.lse(), P.row_statistics()   (B, H, M)
+        P.effective_keys(), P.max(), P.sum_of_squares(), P.own_mass()                 (B, H, M)
+        P.column_square_sums()              (B, H, N)
+        P.top_k(k)             weights and key indices, each (B, H, M, k)
+        P.blocks(p, q)         means over p x q blocks (B, H, ceil(M / p), ceil(N / q))
+        P.offsets(reach)       sums by i - j, (B, H, 2 reach + 1)
+        P.measure(names, ...)  any of these by name, from as few passes as there are
     """
 
     def __init__(self, q, k, *, score=None, mask=None, weight=None, counted=None, spec=None, captures=None,
@@ -99,6 +105,58 @@ class AttentionMap:
         marked: (N), (B, N), (B, H, N) or (B, H, M, N), boolean or a float weight; axes of size 1 broadcast.
         """
         return self._statistics([self._mass_output(marked)])[2][..., 0]
+
+    def effective_keys(self):
+        """exp(entropy), the effective number of keys; 0 for a row without keys: (B, H, M)."""
+        return self.measure("effective_keys")
+
+    def max(self):
+        """max_j P_ij: (B, H, M)."""
+        return self.measure("max")
+
+    def sum_of_squares(self):
+        """sum_j P_ij^2: (B, H, M)."""
+        return self.measure("sum_of_squares")
+
+    def own_mass(self):
+        """P_ij of the key at the query's own position: (B, H, M)."""
+        return self.measure("own_mass")
+
+    def column_square_sums(self):
+        """sum_i P_ij^2: (B, H, N)."""
+        return self.measure("column_square_sums")
+
+    def top_k(self, k: int):
+        """The k largest weights of each row, falling, and their key indices, -1 where the weight is 0: (B, H, M, k)."""
+        k = _integer("AttentionMap.top_k", "k", k)
+        return tuple(self.measure([f"top_k:{k}", f"top_k_index:{k}"]).values())
+
+    def blocks(self, rows: int, columns: int | None = None):
+        """Means of P over blocks of `rows` x `columns` (default square), smaller at the ends."""
+        p = _integer("AttentionMap.blocks", "rows", rows)
+        q = p if columns is None else _integer("AttentionMap.blocks", "columns", columns)
+        return self.measure(f"blocks:{p}x{q}")
+
+    def offsets(self, reach: int):
+        """sum of P_ij with i - j = -reach .. reach, what lies beyond in the ends: (B, H, 2 reach + 1)."""
+        return self.measure(f"offsets:{_integer('AttentionMap.offsets', 'reach', reach)}")
+
+    def measure(self, names, marked=None):
+        """Reductions by their names: one name -> its tensor, a list of them -> a dict.
+
+        entropy, effective_keys, max, mass, mass:KEYS, marked_mass (reads `marked`), own_mass, mean_distance,
+        sum_of_squares, column_sums, column_square_sums, top_k:K, top_k_index:K, rows, rows:ROWS, blocks:PxQ, offsets:R;
+        KEYS and ROWS are lists such as "0,4,8-15". For every normalizer; entropies where no weight is negative.
+        """
+        listed = [names] if isinstance(names, str) else list(names)
+        if not all(isinstance(name, str) for name in listed):
+            fail("AttentionMap.measure", "names of reductions", ", ".join(type(name).__name__ for name in listed))
+        if marked is not None:
+            _check_tensors("AttentionMap.measure", marked=marked)
+        found = torch.ops.regard.attention_taps(
+            self._q, self._k, listed, self._call.spec, self._call.captures, self._call.operands, self._sinks,
+            query_offset=self._offset, path=self._path, marked=marked)
+        return found[0] if isinstance(names, str) else dict(zip(listed, found))
 
     def row_statistics(self, marked=None) -> RowStatistics:
         """lse, entropy, mean distance and, if `marked` is given, mass: all from one pass."""

@@ -47,13 +47,16 @@ class Spec:
     def _fill(self, text: str, captures: dict) -> None:
         table = json.loads(text)
         names, operands = names_read(table)
+        normalizer = table.get("normalizer", {})
+        if isinstance(normalizer, str):  # its kind alone
+            normalizer = {"kind": normalizer}
         self.json, self.table, self.captures, self.operands = text, table, captures, operands
         # What a call needs to know of a spec without parsing it again.
         self.settings = {
             "captures": names,
-            "sinks": bool(table.get("normalizer", {}).get("sinks", False)),
+            "sinks": bool(normalizer.get("sinks", False)),
             "dropout": float(table.get("dropout", 0.0)),
-            "normalizer": table.get("normalizer", {}).get("kind", "softmax"),
+            "normalizer": normalizer.get("kind", "softmax"),
             "pairs": bool(table.get("pair_outputs")),
             "weight": "weight" in table,
         }

@@ -8,9 +8,7 @@ namespace regard {
 /// normalizer, mask and dropout; differentiable. Forms M x N: for looking at, never on the way to an output.
 at::Tensor attention_weights(const at::Tensor& q, const at::Tensor& k, const AttentionSpec& spec,
                              const AttentionArguments& arguments);
-inline at::Tensor attention_weights(const Attending& call) {
-  return attention_weights(call.q, call.k, call.spec, call.arguments);
-}
+at::Tensor attention_weights(const Attending& call);  ///< as the call ran: edited
 
 /// sum_h sum_i P_hij, (B, N): what each key received, without the map.
 at::Tensor attention_column_sums(const Attending& call);

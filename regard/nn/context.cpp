@@ -5,6 +5,7 @@
 #include "regard/base/error.h"
 #include "regard/base/names.h"
 #include "regard/ops/executor.h"
+#include "regard/ops/packed.h"
 
 namespace regard {
 namespace {
@@ -37,6 +38,12 @@ void Context::loss(const std::string& name, const std::function<at::Tensor()>& m
   if (wants("loss." + name)) output("loss." + name, make());
 }
 
+std::string Context::layer() const {
+  if (!host) return "";
+  const std::string around = host->layer();
+  return around.empty() ? name : around + "." + name;
+}
+
 at::Tensor Context::stream(const std::string& name) {
   if (!seed.defined())
     seed = host ? host->stream(name) : at::randint(int64_t{1} << 62, {}, at::TensorOptions().dtype(at::kLong));
@@ -48,10 +55,11 @@ void Context::open(const std::string& id, const std::vector<CacheStream>& stream
   id_ = id;
   streams_ = streams;
   open_cache(x);
+  if (!host)
+    for (auto& edit : edits) edit.reached = std::make_shared<int64_t>(0);
   const at::Tensor packed = input("cu_seqlens");
   if (!packed.defined()) return;
-  if (packed.dim() != 1 || !c10::isIntegralType(packed.scalar_type(), false))
-    fail(id, "cu_seqlens (S + 1), integer", packed.defined() ? std::string(toString(packed.scalar_type())) : "none");
+  check_cu_seqlens(id.c_str(), "cu_seqlens", packed, x.dim() == 3 ? x.sym_size(1) : x.sym_size(-1));
   if (x.dim() == 3 && x.sym_size(0) != 1)
     fail(id, "x of one row, (1, T, D), with cu_seqlens", std::to_string(x.size(0)) + " rows");
   require(!decoding_, id.c_str(), "a cache or packed sequences", "both");
@@ -66,9 +74,15 @@ void Context::close(const std::string& id) const {
     fail(id, "a mechanism that asks the executor for what spans the sequence",
          "one that would see only the tokens of this shard (executor " + executor->text() + ")");
   for (const auto& name : wanted)
-    if (!outputs.count(name))
+    if (!outputs.count(name) && !optional.count(name))
       fail(id, "outputs that this call computes" + (name.starts_with("tap.") ? " (taps of an attention it runs)" : std::string()),
            "'" + name + "'");
+  if (host) return;
+  for (const auto& edit : edits)
+    if (edit.reached && *edit.reached == 0)
+      fail(id, "edits of attentions that it runs",
+           "one of " + (edit.layer.empty() ? std::string("every layer") : "layer '" + edit.layer + "'") +
+               (edit.attention < 0 ? std::string() : ", attention " + std::to_string(edit.attention)) + ", that none is");
 }
 
 }  // namespace regard

@@ -2,25 +2,22 @@
 
 #include "regard/base/error.h"
 #include "regard/nn/context.h"
+#include "regard/nn/edit_json.h"
 #include "regard/nn/tap.h"
 #include "regard/ops/edited.h"
 #include "regard/ops/executor.h"
+#include "regard/ops/packed.h"
 
 namespace regard {
 
 /// Pairs of different segments do not exist, and positions count from each segment's start.
 void Context::keep_segments_apart(const at::Tensor& q, const at::Tensor& k, AttentionSpec& spec,
                                   AttentionArguments& arguments) const {
-  if (!input("cu_seqlens").defined()) return;
-  if (q.sym_size(2) != k.sym_size(2))
-    fail(id_, "queries and keys of the same packed tokens", "different numbers of them");
-  const at::Tensor tokens = q.transpose(1, 2);  // (1, T, H, Dh)
-  arguments.named_captures["packed_segments"] = segments(tokens).unsqueeze(0);
-  arguments.named_captures["packed_positions"] = positions(tokens).unsqueeze(0);
-  const Expr same_segment = masks::documents("packed_segments", "packed_segments");
-  spec.keep = spec.keep.defined() ? spec.keep & same_segment : same_segment;
-  if (spec.counted.defined()) spec.counted = spec.counted & same_segment;
-  spec.positions.query.tensor = spec.positions.key.tensor = "packed_positions";
+  const at::Tensor bounds = cu_seqlens();
+  if (!bounds.defined()) return;
+  if (input("memory").defined() || q.sym_size(2) != k.sym_size(2))
+    fail(id_, "queries and keys of the same packed tokens", input("memory").defined() ? "memory" : "other numbers of them");
+  keep_sequences_apart(id_.c_str(), bounds, bounds, q, k, spec, arguments);
 }
 
 AttentionOutput Context::attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, AttentionSpec spec,
@@ -29,23 +26,20 @@ AttentionOutput Context::attend(const at::Tensor& q, const at::Tensor& k, const 
   arguments.path = path;
   if (decoding_ && !input("memory").defined()) arguments.query_offset = past();
   keep_segments_apart(q, k, spec, arguments);
-  Attending call{q, k, v, std::move(spec), std::move(arguments)};
-  std::vector<std::function<at::Tensor(const at::Tensor&, const ops::Rows&)>> after;
+  Attending call{q, k, v, std::move(spec), std::move(arguments), {}};
   for (const auto& edit : edits) {
     if (edit.attention >= 0 && edit.attention != index) continue;
+    if (!edit.layer.empty() && !names_layer(edit.layer, layer())) continue;
     if (edit.before) edit.before(call);
-    if (edit.after) after.push_back(edit.after);
+    if (edit.after.change) call.after.push_back(edit.after);
+    if (edit.reached) ++*edit.reached;
   }
   call.arguments = in_order(call.spec, std::move(call.arguments));
   if (executor) ++executor->asked;
   AttentionOutput out;
-  if (!after.empty()) {
-    require(!executor, id_.c_str(), "the local executor with an edit of the weights", "another");
-    out = ops::attention_edited(call.q, call.k, call.v, call.spec, call.arguments,
-                                [&after](at::Tensor weights, const ops::Rows& rows) {
-                                  for (const auto& change : after) weights = change(weights, rows);
-                                  return weights;
-                                });
+  if (!call.after.empty()) {
+    require(!executor || !executor->sharded(), id_.c_str(), "tokens that lie here with an edit of the weights", "shards");
+    out = ops::attention_edited(call.q, call.k, call.v, call.spec, call.arguments, call.after);
   } else if (executor) {
     out = executor->attend(call.q, call.k, call.v, call.spec, call.arguments);
   } else {

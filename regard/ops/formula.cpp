@@ -67,9 +67,9 @@ void accumulate(at::Tensor& sum, const at::Tensor& term) { sum = sum.defined() ?
 
 }  // namespace
 
-Stripe attend(const Call& call, const Rows& rows) {
+Stripe attend(const Call& call, const Rows& rows, const WeightChange& change) {
   Body body(call, rows);
-  const at::Tensor weights = body.weights();
+  const at::Tensor weights = change ? change(body.weights()) : body.weights();
   const at::Tensor v = repeat_heads(call.v.to(call.compute()), call.H());
   const at::Tensor pairs = pair_sums(call, body, weights);
   body.evaluation.check_ranges();

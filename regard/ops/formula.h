@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "regard/ops/call.h"
@@ -15,8 +16,12 @@ struct Stripe {
   at::Tensor pairs;  ///< (B,H,m,C)
 };
 
-/// o_i = sum_j normalizer(score_i.)_j weight_ij v_j and its by-products for the given rows.
-Stripe attend(const Call& call, const Rows& rows);
+/// Replaces the weights (B,H,m,N) of a stripe.
+using WeightChange = std::function<at::Tensor(const at::Tensor& weights)>;
+
+/// o_i = sum_j normalizer(score_i.)_j weight_ij v_j and its by-products for the given rows; with `change`, the weights
+/// that it returns are summed in place of them.
+Stripe attend(const Call& call, const Rows& rows, const WeightChange& change = {});
 
 /// The weights normalizer(score)_ij weight_ij themselves, (B,H,m,N); 0 where not kept.
 at::Tensor attention_weights(const Call& call, const Rows& rows);
