@@ -1,10 +1,12 @@
 """Regard: attention mechanisms declared once, then trained, decoded, sharded and looked into.
 
 attention, PairOutput, AttentionOutput     o = normalizer(score) v with score, mask and weight as ordinary functions
+attention_paged                            attention over keys and values in pages
 scaled_dot_product_attention               torch's function of that name, on Regard
 BlockIndex, attention_blocks               attention to chosen key blocks only, in memory of what is kept
 merge                                      two softmax states over disjoint keys as one
 AttentionMap, RowStatistics                the attention matrix, looked into without being formed
+Edit                                       a change of the attentions inside a module, for one call
 Spec                                       attention as data: traced once, printed, stored, compared
 nn, models                                 every registered mechanism and model as a torch.nn.Module
 create, list_mechanisms, load_plugin       mechanisms by id
@@ -22,10 +24,11 @@ import torch as _torch
 from . import _library
 
 from . import expr, models, nn
-from .attention import (AttentionOutput, attention, merge, path_counts, reset_path_counts,
+from .attention import (AttentionOutput, attention, attention_paged, merge, path_counts, reset_path_counts,
                         scaled_dot_product_attention, strict)
 from .attention_map import AttentionMap, RowStatistics
 from .blocks import BlockIndex, attention_blocks
+from .edit import Edit
 from .errors import TraceError
 from .nn import create, list_mechanisms, load, load_plugin
 from .spec import Spec

@@ -14,10 +14,12 @@ import textwrap
 import torch
 
 from . import _library  # noqa: F401  loads the library that holds the registry
+from . import edit as _edit
 from .attention import _integer, _path, _seed, _shown
 from .errors import fail, suggestion
+from .stack import Residual, Stack
 
-__all__ = ["Mechanism", "create", "list_mechanisms", "load", "load_plugin"]
+__all__ = ["Mechanism", "Residual", "Stack", "create", "list_mechanisms", "load", "load_plugin"]
 
 _SHAPES = {"mixer": "x (B, N, D) -> (B, N, D)", "pool": "x (B, N, D) -> (B, D)", "host": "a model of its own"}
 _classes: dict[str, type] = {}
@@ -91,17 +93,25 @@ class Mechanism(torch.nn.Module):
             tensors.append(found[name] if name in found else _by_path(self, name))
         return tensors
 
-    def forward(self, x, *, grid=(), prefix=0, outputs=(), path="auto", seed=None, executor="local", **inputs):
+    def forward(self, x, *, grid=(), prefix=0, outputs=(), path="auto", seed=None, executor="local", edits=(),
+                **inputs):
         """The main output; with `outputs`, (main output, {name: tensor}).
 
         Args:
             x: (B, N, D) tokens; see the class for other shapes.
             grid: rows and columns of the patch tokens, which stand behind `prefix` tokens that have no place in it.
-            outputs: names of outputs beside the main one ("attn").
+            outputs: names of outputs beside the main one ("attn"), of what it publishes ("significance"), of losses
+                ("loss.balance"), of taps of its attentions: "tap.entropy", "tap.effective_keys", "tap.max",
+                "tap.mass:0", "tap.marked_mass", "tap.own_mass", "tap.mean_distance", "tap.sum_of_squares",
+                "tap.column_sums", "tap.column_square_sums", "tap.top_k:8", "tap.top_k_index:8", "tap.rows:0,5",
+                "tap.blocks:16x16", "tap.offsets:8", "tap.q", "tap.k", "tap.v", "tap.o", "tap.lse"; "@1" behind the name
+                is the second attention. A host takes "LAYER.NAME": "blocks.3.attn.tap.entropy", and "loss".
             path: "auto", "fused", "stripe" or "composite", asked of every attention inside.
             seed: int64 scalar tensor that replays the random numbers of a training call.
             executor: "local", "split:4", "stripe", "ring:GROUP": where keys and values are absorbed.
-            inputs: the tensors that the class lists as inputs ("memory", "lengths", ...).
+            edits: a list of `regard.Edit`, changes of the attentions inside.
+            inputs: the tensors that the class lists as inputs ("memory", "lengths", ...) and consumes; cu_seqlens
+                (S + 1) of a packed call, x (1, T, D); "tap.marked" that "tap.marked_mass" reads.
         """
         if not isinstance(x, torch.Tensor):
             fail(self.id, "x to be a tensor", type(x).__name__)
@@ -120,24 +130,50 @@ class Mechanism(torch.nn.Module):
                          f"'{name}'{suggestion(name, [*known, *_CALL])}")
                 fail(self.id, f"input {name} to be a tensor", type(inputs[name]).__name__)
         names = [name for name in names if inputs[name] is not None]
+        edits_json, edit_tensors = _edit.pack(self.id, edits, x) if edits else ("", {})
+        if edit_tensors:
+            inputs, names = {**inputs, **edit_tensors}, [*names, *edit_tensors]
         outputs = [outputs] if isinstance(outputs, str) else list(outputs)
         results = torch.ops.regard.mechanism(
             self.id, self._config_json, self._weights(), x, [inputs[name] for name in names], names,
-            grid, prefix, self.training, seed, outputs, _path(self.id, path), executor)
+            grid, prefix, self.training, seed, outputs, _path(self.id, path), executor, edits_json)
         if not outputs:
             return results[0]
         return results[0], dict(zip(outputs, results[1:]))
 
+    @property
+    def consumes(self) -> list[str]:
+        """Names of what earlier layers may publish for it."""
+        return [port["name"] for port in self.info["consumes"]]
+
+    @property
+    def publishes(self) -> list[str]:
+        """Names of what it leaves for later layers."""
+        return [port["name"] for port in self.info["publishes"]]
+
+    @property
+    def losses(self) -> list[str]:
+        """Names of its auxiliary losses, outputs "loss.NAME"."""
+        return [port["name"] for port in self.info["losses"]]
+
     def decode(self, x, cache=None, *, outputs=(), **call):
         """One step, or one chunk, of a decode: (main output, new cache), with `outputs` a dict of them third.
+
+        Chunks of any size give what one call on the whole sequence gives. A cache is a dict of plain tensors that
+        belongs to the caller: `self.caches` lists its streams (append: every token's entry along dimension -2; ring:
+        the last ones'; state: one entry a sequence), and an older one starts the decode again from where it was taken.
 
         Args:
             x: (B, n, D) the next n tokens of every sequence.
             cache: {stream: tensor} as the step before returned it; None at the start.
             call: what `forward` takes.
+
+        Errors: a configuration without a cache, streams missing or of another shape, by name.
         """
         if not self.caches:
             fail(self.id, "a configuration that decodes step by step", f"one without a cache, {self._config_json}")
+        if cache is not None and not isinstance(cache, dict):
+            fail(self.id, "cache to be a dict of tensors by stream, as decode returned it", type(cache).__name__)
         cache = dict(cache or {})
         outputs = [outputs] if isinstance(outputs, str) else list(outputs)
         streams = [f"cache.{stream['name']}" for stream in self.caches]
@@ -154,7 +190,7 @@ class Mechanism(torch.nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in self.config.items() if value != default.get(name))
 
 
-_CALL = ("grid", "prefix", "outputs", "path", "seed", "executor")
+_CALL = ("grid", "prefix", "outputs", "path", "seed", "executor", "edits")
 
 
 def config_json(id: str, config: dict) -> str:
@@ -282,12 +318,43 @@ def _documentation(info: dict) -> str:
     for field in info["config"]:
         value = "required" if _required(field) else f"default {json.dumps(field['default'])}"
         lines += _wrapped(f"{field['name']} ({field['type']}, {value}): {field['doc']}")
-    for title, ports in (("Inputs", info["inputs"]), ("Outputs beside the main one", info["outputs"])):
-        if ports:
+    for title, kind, before in (
+            ("Inputs", "inputs", ""), ("Outputs beside the main one", "outputs", ""),
+            ("Consumes what an earlier layer publishes (an input)", "consumes", ""),
+            ("Publishes for later layers (an output)", "publishes", ""),
+            ("Auxiliary losses (outputs)", "losses", "loss.")):
+        if info[kind]:
             lines += ["", f"{title}:"]
-            for port in ports:
-                lines += _wrapped(f"{port['name']}: {port['doc']}")
+            for port in info[kind]:
+                form = f" [{port['form']}]" if port.get("form") else ""
+                lines += _wrapped(f"{before}{port['name']}: {port['doc']}{form}")
+    lines += ["", *_how_it_is_called(info)]
     return "\n".join(lines)
+
+
+def _how_it_is_called(info: dict) -> list[str]:
+    """Packed sequences, caches, taps and edits; what a configuration cannot do its call refuses by name."""
+    if info["role"] == "host":
+        return ["Call:", *_wrapped('taps and edits of its layers: outputs=["LAYER.tap.entropy"], '
+                                   'edits=[regard.Edit(..., layer="LAYER")]; outputs=["loss"] sums auxiliary losses')]
+    lines = ["Call:", *_wrapped("packed: x (1, T, D) with cu_seqlens (S + 1), where it mixes tokens only by attention "
+                                "or says that it can"),
+             *_wrapped("taps and edits of the attentions inside: see forward and regard.Edit")]
+    kept = _cache_of_examples(info)
+    if kept:
+        lines += _wrapped(f"decode(x, cache): step by step, where the configuration is causal; keeps {kept}")
+    else:
+        lines += _wrapped("decode: no configuration keeps a cache")
+    return lines
+
+
+def _cache_of_examples(info: dict) -> str:
+    """The streams that some example's configuration keeps."""
+    streams: dict[str, str] = {}
+    for example in info["examples"]:
+        for stream in json.loads(torch.ops.regard.declare(info["id"], json.dumps(example)))["caches"]:
+            streams.setdefault(stream["name"], stream["kind"])
+    return ", ".join(f"{name} ({kind})" for name, kind in streams.items())
 
 
 def _wrapped(text: str) -> list[str]:

@@ -4,6 +4,7 @@
 #include "regard/models/drop.h"
 #include "regard/models/positions.h"
 #include "regard/models/vit_pool.h"
+#include "regard/nn/blackboard.h"
 #include "regard/nn/dropout.h"
 #include "regard/nn/shapes.h"
 
@@ -15,6 +16,7 @@ struct Pass {
   const ViT::Config& config;
   const Weights& weights;
   Context& context;
+  Blackboard& board;
   std::shared_ptr<const Instance> mixer;
   std::vector<int64_t> grid;  ///< of this image
   int64_t prefix = 0;
@@ -100,12 +102,13 @@ at::Tensor embed(Pass& pass, const at::Tensor& image) {
 }
 
 at::Tensor mix(Pass& pass, const Weights& w, const at::Tensor& x, const std::string& name) {
-  Context inner = inner_context(pass.mixer->info(), name + ".attn", pass.context);
+  Context inner = pass.board.open(name + ".attn");
   inner.prefix = pass.prefix;
   for (const int64_t size : pass.grid) inner.grid.emplace_back(size);
   const bool attn = pass.context.wants("attn");
-  if (attn) inner.wanted = {"attn"};
+  if (attn && !inner.wants("attn")) inner.wanted.push_back("attn");
   at::Tensor mixed = pass.mixer->forward(w.under("attn.").list(), x, inner);
+  pass.board.close(inner);
   if (attn) pass.attention_maps.push_back(inner.outputs["attn"]);
   return dropout(mixed, pass.config.proj_drop_rate, pass.context);
 }
@@ -143,7 +146,7 @@ at::Tensor head(Pass& pass, const at::Tensor& features) {
     row = dropout(row, c.drop_rate, pass.context);
     return c.num_classes > 0 ? w.linear(row, name) : row;
   };
-  if (!c.distilled) return classify(vit_pool(c, w, features, pass.prefix, pass.grid, pass.context), "head");
+  if (!c.distilled) return classify(vit_pool(c, w, features, pass.prefix, pass.grid, pass.context, pass.board), "head");
   const at::Tensor by_class = classify(features.select(1, 0), "head");
   const at::Tensor by_teacher = classify(features.select(1, 1), "head_dist");
   if (pass.context.wants("head")) pass.context.output("head", by_class);
@@ -171,10 +174,17 @@ void check_request(const ViT::Config& c, const Pass& pass) {
   if (!c.distilled && (pass.context.wants("head") || pass.context.wants("head_dist")))
     fail("vit", "distilled true with the outputs 'head' and 'head_dist'", "distilled false");
   for (const auto& [name, tensor] : pass.context.inputs) {
-    bool taken = !tensor.defined();
+    bool taken = !tensor.defined() || name == "tap.marked";
     for (const auto& port : mixer.inputs) taken = taken || port.name == name;
     if (!taken) fail("vit", "a mixer that takes the input '" + name + "'", "'" + c.mixer + "'");
   }
+}
+
+/// The mechanisms in the order in which they run, under the names of their weights.
+void add_layers(Pass& pass) {
+  for (int64_t i = 0; i < pass.config.depth; ++i)
+    pass.board.add("blocks." + std::to_string(i) + ".attn", pass.mixer->info());
+  if (const auto pool = pass.config.pool_instance()) pass.board.add("pool", pool->info());
 }
 
 }  // namespace
@@ -208,9 +218,14 @@ Info ViT::info() {
 }
 
 at::Tensor ViT::forward(const Config& c, const Weights& weights, const at::Tensor& image, Context& context) {
-  Pass pass{c, weights, context, c.mixer_instance(), {}, c.prefix(), {}, {}};
+  context.whole_only("vit", "an image, whose patches are all here");
+  Blackboard board("vit", context);
+  Pass pass{c, weights, context, board, c.mixer_instance(), {}, c.prefix(), {}, {}};
   check_image(c, image);
   check_request(c, pass);
+  add_layers(pass);
+  static const std::vector<Port> own_outputs = info().outputs;
+  board.check(own_outputs);
   at::Tensor x = embed(pass, image);
   if (context.wants("embedded")) context.output("embedded", x);
   const bool keep_blocks = context.wants("maps");
@@ -222,7 +237,9 @@ at::Tensor ViT::forward(const Config& c, const Weights& weights, const at::Tenso
   if (context.wants("attn")) context.output("attn", at::stack(pass.attention_maps));
   if (c.final_norm && !c.norm_after_pool()) x = weights.layer_norm(x, "norm", vit_epsilon);
   if (context.wants("features")) context.output("features", x);
-  return head(pass, x);
+  const at::Tensor logits = head(pass, x);
+  board.finish();
+  return logits;
 }
 
 REGARD_MECHANISM(ViT)

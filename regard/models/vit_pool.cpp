@@ -30,37 +30,25 @@ at::Tensor prr_pool(const ViT::Config& config, const at::Tensor& x, Context& con
 }
 
 at::Tensor registered_pool(const ViT::Config& config, const Weights& w, const at::Tensor& x, int64_t prefix,
-                           const std::vector<int64_t>& grid, Context& context) {
+                           const std::vector<int64_t>& grid, Context& context, Blackboard& board) {
   const auto pool = config.pool_instance();
   const Info& info = pool->info();
-  Context inner = inner_context(info, "pool", context);
+  Context inner = board.open("pool");
   const bool whole = info.needs_prefix || config.pool_include_prefix;
   if (info.needs_prefix) inner.prefix = prefix;
   // Prefix tokens that the pool is not told of have no place on the grid.
   if (info.needs_prefix || !whole || prefix == 0)
     for (const int64_t size : grid) inner.grid.emplace_back(size);
   const bool attn = context.wants("pool_attn");
-  if (attn) inner.wanted = {"attn"};
+  if (attn && !inner.wants("attn")) inner.wanted.push_back("attn");
   const at::Tensor tokens = whole ? x : x.slice_symint(1, prefix);
   at::Tensor pooled = pool->forward(w.under("pool.").list(), tokens, inner);
+  board.close(inner);
   if (attn) context.output("pool_attn", inner.outputs["attn"]);
   return pooled;
 }
 
 }  // namespace
-
-Context inner_context(const Info& info, const std::string& name, Context& context) {
-  Context inner;
-  inner.training = context.training;
-  inner.path = context.path;
-  inner.executor = context.executor;
-  inner.edits = context.edits;
-  inner.host = &context;
-  inner.name = name;
-  for (const auto& port : info.inputs)
-    if (const at::Tensor given = context.input(port.name); given.defined()) inner.inputs[port.name] = given;
-  return inner;
-}
 
 at::Tensor vit_mlp(const Weights& w, const at::Tensor& x, double p, Context& context) {
   at::Tensor hidden = dropout(at::gelu(w.linear(x, "fc1")), p, context);
@@ -69,8 +57,8 @@ at::Tensor vit_mlp(const Weights& w, const at::Tensor& x, double p, Context& con
 }
 
 at::Tensor vit_pool(const ViT::Config& config, const Weights& weights, const at::Tensor& x, int64_t prefix,
-                    const std::vector<int64_t>& grid, Context& context) {
-  if (!config.pool.empty()) return registered_pool(config, weights, x, prefix, grid, context);
+                    const std::vector<int64_t>& grid, Context& context, Blackboard& board) {
+  if (!config.pool.empty()) return registered_pool(config, weights, x, prefix, grid, context, board);
   const std::string& kind = config.global_pool;
   if (kind == "" || kind == "none") return x;
   if (kind == "token") return x.select(1, 0);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "regard/models/vit.h"
+#include "regard/nn/blackboard.h"
 
 namespace regard {
 
@@ -11,15 +12,11 @@ namespace regard {
 ///     prr  row 0 (the mean without class token) of softmax(x x^T / sqrt(Dh)) x, per head
 ///
 /// Prefix tokens are left out of avg, max, avgmax, map and registered pools unless pool_include_prefix.
-/// `grid`: of the patch tokens; empty when some were dropped.
+/// `grid`: of the patch tokens; empty when some were dropped. A registered pool is layer "pool" of the blackboard.
 at::Tensor vit_pool(const ViT::Config& config, const Weights& weights, const at::Tensor& x, int64_t prefix,
-                    const std::vector<int64_t>& grid, Context& context);
+                    const std::vector<int64_t>& grid, Context& context, Blackboard& board);
 
 /// fc2(drop(norm(drop(gelu(fc1 x))))) under `weights` (fc1, norm if declared, fc2); p the dropout rate in training.
 at::Tensor vit_mlp(const Weights& weights, const at::Tensor& x, double p, Context& context);
-
-/// The context of a mechanism inside the host: same path, mode and named inputs (those its Info lists), a seed of its
-/// own.
-Context inner_context(const Info& info, const std::string& name, Context& context);
 
 }  // namespace regard

@@ -9,6 +9,7 @@
 #include "regard/base/names.h"
 #include "regard/nn/mechanism.h"
 #include "regard/nn/shapes.h"
+#include "regard/nn/tap.h"
 #include "regard/ops/call.h"
 
 namespace regard::detail {
@@ -19,7 +20,9 @@ void add_names(std::vector<std::string>& names, const std::vector<Port>& ports, 
 }
 
 /// Names that every mechanism may be given or asked for; the context itself checks them.
-bool common_input(const std::string& name) { return name == "cu_seqlens" || name.starts_with("cache."); }
+bool common_input(const std::string& name) {
+  return name == "cu_seqlens" || name == "tap.marked" || name.starts_with("cache.");
+}
 bool common_output(const std::string& name) { return name.starts_with("tap.") || name.starts_with("cache."); }
 
 void check_ports(const Info& info, const Context& context) {
@@ -36,6 +39,9 @@ void check_ports(const Info& info, const Context& context) {
     if (!common_input(name) && !known(inputs, name))
       fail(info.id, inputs.empty() ? "no inputs beside x" : "inputs among " + quoted_list(inputs),
            "'" + name + "'" + suggestion(name, inputs));
+  for (const auto& name : context.wanted)
+    if (name.starts_with("tap.")) check_tap_output(name);
+  if (info.role == Role::host) return;  // the others are of its layers, which it looks for itself
   for (const auto& name : context.wanted)
     if (!common_output(name) && !known(outputs, name))
       fail(info.id, outputs.empty() ? "no outputs beside the main one" : "outputs among " + quoted_list(outputs),

@@ -41,7 +41,7 @@ class Context {
   // ---- inputs and outputs ------------------------------------------------------------------------------------------
   /// Named tensors beside x that this call brings ("memory", "lengths", "bias", ...); an undefined tensor when absent.
   /// Only names that the mechanism's Info lists arrive here, and those that every mechanism may get: "cu_seqlens",
-  /// "cache.STREAM".
+  /// "cache.STREAM", "tap.marked".
   at::Tensor input(const std::string& name) const;
   std::map<std::string, at::Tensor> inputs;
 
@@ -50,6 +50,7 @@ class Context {
   bool wants(const std::string& name) const;
   void output(const std::string& name, at::Tensor value);
   std::vector<std::string> wanted;
+  std::set<std::string> optional;  ///< those of `wanted` that a configuration may leave out
   std::map<std::string, at::Tensor> outputs;
 
   // ---- the blackboard: what layers of one forward leave for later ones ----------------------------------------------
@@ -112,6 +113,7 @@ class Context {
   /// random. A call without random numbers leaves torch's generator alone and works under vmap.
   Context* host = nullptr;
   std::string name;
+  std::string layer() const;  ///< the names of this layer and of the hosts around it: "blocks.3.attn"; "" at the top
 
   // ---- for the owner of the call -----------------------------------------------------------------------------------
   /// Checks the caches given against the streams declared; called before forward. `tokens` of x.

@@ -28,6 +28,9 @@ namespace regard {
 struct Port {
   std::string name;
   std::string doc;       ///< shape, dtype, meaning
+  /// Of what is published or consumed: its type and shape, "float (B, N)". Both sides must say the same where both say
+  /// it, and the tensor must be so: bool, int or float; letters are sizes, equal ones equal.
+  std::string form = {};
 };
 
 /// A member of a Config as `Fields` sees it.

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "regard/base/error.h"
+#include "regard/nn/edit_json.h"
 #include "regard/nn/mechanism.h"
 #include "regard/nn/shapes.h"
 #include "regard/ops/boundary.h"
@@ -19,7 +20,7 @@ namespace {
 constexpr const char* mechanism_schema =
     "mechanism(str id, str config, Tensor[] weights, Tensor x, Tensor[]? inputs=None, str[]? input_names=None, "
     "SymInt[] grid=[], int prefix=0, bool training=False, Tensor? seed=None, str[]? outputs=None, "
-    "str path=\"auto\", str executor=\"local\") "
+    "str path=\"auto\", str executor=\"local\", str edits=\"\") "
     "-> Tensor[]";
 
 using Strings = std::vector<std::string>;
@@ -45,7 +46,8 @@ Context context_of(const std::string& id, const OptionalTensors& inputs, const O
 std::vector<at::Tensor> mechanism_op(std::string id, std::string config, at::TensorList weights, const at::Tensor& x,
                                      OptionalTensors inputs, OptionalStrings input_names, c10::SymIntArrayRef grid,
                                      int64_t prefix, bool training, const std::optional<at::Tensor>& seed,
-                                     OptionalStrings outputs, std::string path, std::string executor) {
+                                     OptionalStrings outputs, std::string path, std::string executor,
+                                     std::string edits) {
   const auto instance = mechanism(id).configure(config);
   Context context = context_of(id, inputs, input_names);
   context.training = training;
@@ -53,6 +55,7 @@ std::vector<at::Tensor> mechanism_op(std::string id, std::string config, at::Ten
   context.prefix = prefix;
   context.path = path;
   context.executor = make_executor(executor);
+  if (!edits.empty()) context.edits = edits_from_json(edits, context.inputs);
   context.wanted = outputs.value_or(Strings());
   if (seed && seed->defined()) {
     if (seed->scalar_type() != at::kLong || seed->dim() != 0) fail(id, "seed, an int64 scalar", describe(*seed));
@@ -120,7 +123,7 @@ std::vector<at::Tensor> run(const Instance& instance, at::TensorList weights, co
   return rethrow_as_error([&] {
     return op.call(instance.info().id, instance.config(), weights, x, inputs, names, context.grid, context.prefix,
                    context.training, seed, context.wanted, context.path,
-                   context.executor ? context.executor->text() : "local");
+                   context.executor ? context.executor->text() : "local", std::string());
   });
 }
 

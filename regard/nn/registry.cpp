@@ -91,7 +91,10 @@ using nlohmann::json;
 
 json to_json(const std::vector<Port>& ports) {
   json list = json::array();
-  for (const auto& port : ports) list.push_back({{"name", port.name}, {"doc", port.doc}});
+  for (const auto& port : ports) {
+    list.push_back({{"name", port.name}, {"doc", port.doc}});
+    if (!port.form.empty()) list.back()["form"] = port.form;
+  }
   return list;
 }
 

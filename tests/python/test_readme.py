@@ -15,18 +15,31 @@ ROOT = pathlib.Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
-def snippet(language):
+def snippet(language, number=0, of=1):
     blocks = re.findall(rf"```{language}\n(.*?)```", README, re.S)
-    assert len(blocks) == 1
-    return blocks[0]
+    assert len(blocks) == of
+    return blocks[number]
 
 
 def test_python():
     names = {}
-    exec(compile(snippet("python"), "README.md", "exec"), names)
+    exec(compile(snippet("python", 0, of=2), "README.md", "exec"), names)
     assert names["o"].shape == (1, 8, 128, 64) and names["entropy"].shape == (1, 8, 128)
     assert names["pooled"].shape == (2, 64)
-    assert len(snippet("python").splitlines()) == 5
+    assert len(snippet("python", 0, of=2).splitlines()) == 5
+
+
+def test_what_a_call_brings():
+    names = {}
+    exec(compile(snippet("python", 1, of=2), "README.md", "exec"), names)
+    layer, x = names["layer"], names["x"]
+    torch.testing.assert_close(torch.cat([names["y"], names["z"]], 1), layer(x), atol=1e-5, rtol=1e-4)
+    alone = torch.cat([layer(x[:1, :4]), layer(x[:1, 4:])], 1)
+    torch.testing.assert_close(names["packed"], alone, atol=1e-5, rtol=1e-4)
+    assert set(names["taps"]) == {"0.tap.blocks:5x5"} and names["taps"]["0.tap.blocks:5x5"].shape == (2, 4, 2, 2)
+    assert not torch.allclose(names["edited"], layer(x))
+    names["edited"].sum().backward()
+    assert names["bias"].grad.abs().sum() > 0
 
 
 def test_cpp(tmp_path):
