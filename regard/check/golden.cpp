@@ -35,11 +35,6 @@ std::vector<std::string> files_of(const std::string& directory, const std::strin
   return files;
 }
 
-double tolerance_of(const GoldenFile& file) {
-  const std::string text = file.text("tolerance");
-  return text.empty() ? kTolerance : std::max(kTolerance, std::stod(text));
-}
-
 Json run_json(const GoldenRun& run) {
   Json tensors = Json::array();
   for (const Comparison& c : run.tensors) {
@@ -61,7 +56,7 @@ Json run_json(const GoldenRun& run) {
 void add_fused(const GoldenFile& file, const GoldenCase& mapped, std::vector<GoldenRun>& runs) {
   GoldenRun run;
   try {
-    const Bounds bounds = float32_bounds(file, mapped, std::max(kFusedTolerance, tolerance_of(file)));
+    const Bounds bounds = float32_bounds(file, mapped, tolerance_of(file, kFusedTolerance));
     run = run_golden_case(file, mapped, "fused", at::kFloat, bounds);
   } catch (const Refusal& refusal) {  // not run, and said so
     run.path = "fused";
@@ -72,8 +67,39 @@ void add_fused(const GoldenFile& file, const GoldenCase& mapped, std::vector<Gol
   runs.push_back(std::move(run));
 }
 
-Json run_file(const Mechanism& mechanism, const std::string& path) {
-  Json json = {{"file", fs::path(path).filename().string()},
+// Configurations of the steps; of one step itself.
+Json configs_of(const GoldenCase& mapped) {
+  Json list = Json::array();
+  for (const GoldenStep& step : mapped.steps) list.push_back(Json::parse(step.instance->config()));
+  return list.size() == 1 ? list[0] : list;
+}
+
+/// A case in the folder of the mechanism's id, or of another form.
+struct Found {
+  std::string path, folder;
+  bool own = true;
+  std::string name() const {
+    const std::string file = fs::path(path).filename().string();
+    return own ? file : folder + "/" + file;
+  }
+};
+
+std::vector<Found> cases_of(const Info& info, const std::string& directory) {
+  std::vector<std::string> folders = {info.id};
+  for (const Golden& form : info.golden.forms) {
+    const bool known = std::find(folders.begin(), folders.end(), form.folder) != folders.end();
+    if (!form.folder.empty() && !known) folders.push_back(form.folder);
+  }
+  std::vector<Found> found;
+  for (const std::string& folder : folders) {
+    for (const std::string& path : files_of(directory, folder)) found.push_back({path, folder, folder == info.id});
+  }
+  return found;
+}
+
+// Runs the file; `excuse` is filled instead when its form cannot run.
+Json run_file(const Mechanism& mechanism, const Found& found, std::string& excuse) {
+  Json json = {{"file", found.name()},
                {"source", ""},
                {"config", nullptr},
                {"passed", false},
@@ -83,14 +109,19 @@ Json run_file(const Mechanism& mechanism, const std::string& path) {
                {"runs", Json::array()}};
   try {
     refusing([&] {
-      const GoldenFile file = read_golden_file(path);
+      const GoldenFile file = read_golden_file(found.path);
       json["source"] = file.text("source");
-      const GoldenCase mapped = map_golden(mechanism, file);
-      json["config"] = Json::parse(mapped.instance->config());
+      const Golden* form = form_of(mechanism.info().golden, file, found.folder, found.own);
+      if (!form) fail("golden", "a form of " + found.folder + " that the file fits", found.path);
+      excuse = form->excuse;
+      if (!excuse.empty()) return;
+      const GoldenCase mapped = map_golden(mechanism, *form, file);
+      json["config"] = configs_of(mapped);
       json["unmatched"] = mapped.unmatched;
       json["missing"] = mapped.missing;
       const PathCounts before = counts_now();
-      std::vector<GoldenRun> runs = {run_golden_case(file, mapped, "composite", at::kDouble, {tolerance_of(file), {}})};
+      std::vector<GoldenRun> runs = {
+          run_golden_case(file, mapped, "composite", at::kDouble, tolerance_of(file, kTolerance))};
       if (since(before).count("attention")) add_fused(file, mapped, runs);
       bool passed = mapped.unmatched.empty() && mapped.missing.empty();
       if (!mapped.unmatched.empty()) json["reason"] = "no place for " + mapped.unmatched.front();
@@ -173,16 +204,18 @@ std::string golden(const std::string& id, const std::string& directory) {
                  {"counterexample", nullptr},
                  {"files", Json::array()}};
   // Cases that cannot run on the mechanism alone are named with the reason, not counted as run.
-  const std::string& excuse = subject.info().golden.excuse;
-  const std::vector<std::string> files = checking::files_of(folder, id);
-  if (!files.empty()) report["reason"] = excuse;
-  for (const std::string& file : files) {
+  for (const checking::Found& found : checking::cases_of(subject.info(), folder)) {
+    std::string excuse = subject.info().golden.excuse;
+    checking::Json file;
+    if (excuse.empty()) file = checking::run_file(subject, found, excuse);
     if (excuse.empty()) {
-      report["files"].push_back(checking::run_file(subject, file));
+      report["files"].push_back(std::move(file));
     } else {
-      report["notes"].push_back(std::filesystem::path(file).filename().string() + ": not run, " + excuse);
+      report["notes"].push_back(found.name() + ": not run, " + excuse);
+      if (report["files"].empty()) report["reason"] = excuse;
     }
   }
+  if (!report["files"].empty()) report["reason"] = "";
   checking::summarize(report);
   return report.dump();
 }

@@ -14,10 +14,7 @@
 namespace regard::checking {
 namespace {
 
-struct Prepared {
-  Case example;
-  std::map<std::string, at::Tensor> leaves;  // "in.x", "param.beta": differentiable, in the file's shapes
-};
+using Tensors = std::map<std::string, at::Tensor>;
 
 at::Tensor typed(const at::Tensor& tensor, at::ScalarType type) {
   if (tensor.is_floating_point()) return tensor.to(type);
@@ -38,41 +35,55 @@ at::Tensor tokens_of(const at::Tensor& map, const Instance& instance, std::vecto
   return last.flatten(1, 2);
 }
 
-Prepared prepare(const GoldenFile& file, const GoldenCase& mapped, at::ScalarType type) {
-  Prepared result;
-  Case& example = result.example;
-  example.instance = mapped.instance;
-  example.grid = mapped.grid;
-  example.prefix = mapped.prefix;
-  const auto leaf = [&](const std::string& name, const at::Tensor& tensor) {
-    at::Tensor own = typed(tensor, type).detach().clone();
-    if (own.is_floating_point()) result.leaves[name] = own.requires_grad_(true);
-    return own;
-  };
-  for (const auto& [name, tensor] : file.under("in.")) {
-    const Target& target = mapped.inputs.at(name);
+// The differentiable tensors of the file by name ("in.x", "param.beta"), in the file's shapes; booleans and integers as
+// they are.
+Tensors leaves_of(const GoldenFile& file, at::ScalarType type) {
+  Tensors leaves;
+  for (const auto& [name, tensor] : file.tensors) {
+    if (name.rfind("in.", 0) != 0 && name.rfind("param.", 0) != 0) continue;
+    const at::Tensor own = typed(tensor, type).detach().clone();
+    leaves[name] = own.is_floating_point() ? own.requires_grad_(true) : own;
+  }
+  return leaves;
+}
+
+void place_inputs(const GoldenFile& file, const GoldenStep& step, const Tensors& known, Case& example) {
+  for (const auto& [name, target] : step.inputs) {
+    if (!target.placed()) continue;
+    if (!known.count(name)) fail("golden", name + " from an earlier step", file.path);
+    const at::Tensor& tensor = known.at(name);
+    if (target.inverted && tensor.scalar_type() != at::kBool) fail("golden", name + " of booleans", file.path);
     if (target.kind == Target::Kind::x) {
-      example.x = tokens_of(leaf("in." + name, tensor), *mapped.instance, example.grid);
-    } else if (target.kind == Target::Kind::input) {
-      example.inputs[target.name] = leaf("in." + name, tensor);
+      example.x = tokens_of(tensor, *step.instance, example.grid);
+    } else {
+      example.inputs[target.name] = target.inverted ? tensor.logical_not() : tensor;
     }
   }
   if (!example.x.defined()) fail("golden", "an input that maps to x", file.path);
-  example.weights = initialize(*mapped.instance, at::TensorOptions().dtype(type), generator_of(0));
-  const auto& declared = mapped.instance->weights();
-  for (const auto& [name, tensor] : file.under("param.")) {
-    const Target& target = mapped.weights.at(name);
+}
+
+/// `known`: the leaves, and the outputs of earlier steps as "out.NAME".
+Case prepare(const GoldenFile& file, const GoldenStep& step, const Tensors& known, at::ScalarType type) {
+  Case example;
+  example.instance = step.instance;
+  example.grid = step.grid;
+  example.prefix = step.prefix;
+  place_inputs(file, step, known, example);
+  example.weights = initialize(*step.instance, at::TensorOptions().dtype(type), generator_of(0));
+  const auto& declared = step.instance->weights();
+  for (const auto& [name, target] : step.weights) {
     for (size_t i = 0; i < declared.size(); ++i) {
       if (target.kind != Target::Kind::weight || declared[i].name != target.name) continue;
-      if (tensor.numel() != example.weights[i].numel()) {
+      const at::Tensor& leaf = known.at("param." + name);
+      if (leaf.numel() != example.weights[i].numel()) {
         fail("golden", "param." + name + " with the entries of " + shape_text(declared[i].shape),
-             shape_text(tensor.sizes()));
+             shape_text(leaf.sizes()));
       }
-      example.weights[i] = leaf("param." + name, tensor).reshape(declared[i].shape);
+      example.weights[i] = leaf.reshape(declared[i].shape);
     }
   }
   retie(example);
-  return result;
+  return example;
 }
 
 std::vector<int64_t> without_ones(at::IntArrayRef shape) {
@@ -81,13 +92,16 @@ std::vector<int64_t> without_ones(at::IntArrayRef shape) {
   return result;
 }
 
-// Ours in the file's shape: the same; tokens as a map; axes of length 1 apart. Undefined when it has no such form.
+// Ours in the file's shape: the same; tokens as a map or as rows (b, n); axes of length 1 apart. Undefined when it has no
+// such form.
 at::Tensor conform(const at::Tensor& ours, at::IntArrayRef shape) {
   if (ours.sizes() == shape) return ours;
   if (ours.dim() == 3 && shape.size() == 4 && ours.numel() == c10::multiply_integers(shape)) {
     if (ours.size(2) == shape[1]) return ours.transpose(1, 2).reshape(shape);
     if (ours.size(2) == shape[3]) return ours.reshape(shape);
   }
+  const bool rows = ours.dim() == 3 && shape.size() == 2 && ours.size(0) * ours.size(1) == shape[0];
+  if (rows && ours.size(2) == shape[1]) return ours.reshape(shape);
   if (without_ones(ours.sizes()) == without_ones(shape)) return ours.reshape(shape);
   return {};
 }
@@ -119,26 +133,42 @@ Comparison compare(const std::string& name, const at::Tensor& expected, const at
   return result;
 }
 
-// sum(out * w), w in the shape of the file's output; "w.NAME" weighs out.NAME.
-at::Tensor loss_of(const GoldenFile& file, const GoldenCase& mapped, const std::map<std::string, at::Tensor>& outputs,
+// The sum over the steps of sum(out * w), w in the shape of the file's output: "w.NAME" weighs out.NAME, "w" the main
+// output of the last step. Outputs marked so are added as they are.
+at::Tensor loss_of(const GoldenFile& file, const GoldenCase& mapped, const std::vector<Tensors>& outputs,
                    at::ScalarType type) {
   at::Tensor loss;
-  for (const auto& [name, target] : mapped.outputs) {
-    const bool main = target.kind == Target::Kind::main;
-    const auto own = file.tensors.find("w." + name), shared = file.tensors.find("w");
-    const auto w = own != file.tensors.end() ? own : main ? shared : file.tensors.end();
-    if (w == file.tensors.end() || !outputs.count(name)) continue;
-    const at::Tensor ours = conform(outputs.at(name), w->second.sizes());
-    if (!ours.defined()) continue;
-    const at::Tensor term = (ours * w->second.to(type)).sum();
-    loss = loss.defined() ? loss + term : term;
+  const auto add = [&](const at::Tensor& term) { loss = loss.defined() ? loss + term : term; };
+  for (size_t i = 0; i < mapped.steps.size(); ++i) {
+    for (const auto& [name, target] : mapped.steps[i].outputs) {
+      if (!outputs[i].count(name)) continue;
+      const bool main = target.kind == Target::Kind::main && i + 1 == mapped.steps.size();
+      const auto own = file.tensors.find("w." + name), shared = file.tensors.find("w");
+      const auto w = own != file.tensors.end() ? own : main ? shared : file.tensors.end();
+      if (w == file.tensors.end()) {
+        if (target.added) add(outputs[i].at(name).sum());
+        continue;
+      }
+      const at::Tensor ours = conform(outputs[i].at(name), w->second.sizes());
+      if (ours.defined()) add((ours * w->second.to(type)).sum());
+    }
   }
   return loss;
 }
 
-void compare_gradients(const GoldenFile& file, const GoldenCase& mapped, const Prepared& prepared,
-                       const std::map<std::string, at::Tensor>& outputs, GoldenRun& run, const Bounds& bounds) {
-  const std::map<std::string, at::Tensor> expected = file.under("grad.");
+// Whether some step read the leaf: others are reported as unmatched, or ignored.
+bool read(const GoldenCase& mapped, const std::string& leaf) {
+  return std::any_of(mapped.steps.begin(), mapped.steps.end(), [&](const GoldenStep& step) {
+    const bool weight = leaf.rfind("param.", 0) == 0;
+    const auto& targets = weight ? step.weights : step.inputs;
+    const auto found = targets.find(weight ? leaf.substr(6) : leaf);
+    return found != targets.end() && found->second.placed();
+  });
+}
+
+void compare_gradients(const GoldenFile& file, const GoldenCase& mapped, const Tensors& leaves,
+                       const std::vector<Tensors>& outputs, GoldenRun& run, const Bounds& bounds) {
+  const Tensors expected = file.under("grad.");
   if (expected.empty()) return;
   const at::Tensor loss = loss_of(file, mapped, outputs, run.type);
   if (!loss.defined()) {
@@ -150,9 +180,9 @@ void compare_gradients(const GoldenFile& file, const GoldenCase& mapped, const P
   std::vector<at::Tensor> tensors;
   double largest = 0;
   for (const auto& [name, gradient] : expected) {
-    if (!prepared.leaves.count(name)) continue;  // reported as unmatched, or ignored
+    if (!leaves.count(name) || !read(mapped, name)) continue;
     names.push_back(name);
-    tensors.push_back(prepared.leaves.at(name));
+    tensors.push_back(leaves.at(name));
     largest = std::max(largest, magnitude(gradient));
   }
   std::vector<at::Tensor> found;
@@ -164,15 +194,15 @@ void compare_gradients(const GoldenFile& file, const GoldenCase& mapped, const P
   }
 }
 
-std::map<std::string, at::Tensor> outputs_of(const GoldenCase& mapped, Case example, const std::string& path) {
-  for (const auto& [name, target] : mapped.outputs) {
+Tensors outputs_of(const GoldenStep& step, Case example, const std::string& path) {
+  for (const auto& [name, target] : step.outputs) {
     const auto& list = example.outputs;
     const bool new_one = std::find(list.begin(), list.end(), target.name) == list.end();
     if (target.kind == Target::Kind::output && new_one) example.outputs.push_back(target.name);
   }
   const std::vector<at::Tensor> results = call_all(example, path);
-  std::map<std::string, at::Tensor> outputs;
-  for (const auto& [name, target] : mapped.outputs) {
+  Tensors outputs;
+  for (const auto& [name, target] : step.outputs) {
     if (target.kind == Target::Kind::main) outputs[name] = results.front();
     for (size_t i = 0; i < example.outputs.size(); ++i) {
       if (target.kind == Target::Kind::output && example.outputs[i] == target.name) outputs[name] = results[i + 1];
@@ -183,30 +213,36 @@ std::map<std::string, at::Tensor> outputs_of(const GoldenCase& mapped, Case exam
 
 }  // namespace
 
-double Bounds::of(const std::string& name) const {
-  const auto found = own.find(name);
-  return found == own.end() ? least : std::max(least, found->second);
-}
-
 GoldenRun run_golden_case(const GoldenFile& file, const GoldenCase& mapped, const std::string& path,
                           at::ScalarType type, const Bounds& bounds) {
   const c10::AutoGradMode grad(true);
   GoldenRun run;
   run.path = path;
   run.type = type;
-  const Prepared prepared = prepare(file, mapped, type);
-  const PathCounts before = counts_now();
-  call(prepared.example, path);  // alone: a weight matrix asked for beside it is always composite
-  const PathCounts counts = since(before);
-  const auto outputs = outputs_of(mapped, prepared.example, path);
+  const Tensors leaves = leaves_of(file, type);
+  Tensors known = leaves;
+  PathCounts counts;
+  std::vector<Tensors> outputs;
+  bool compared = false;
   run.ran = true;
   run.passed = true;
-  for (const auto& [name, ours] : outputs) {
-    const std::string full = "out." + name;
-    run.tensors.push_back(compare(full, file.tensors.at(full), ours, bounds.of(full), 0));
+  for (const GoldenStep& step : mapped.steps) {
+    const Case example = prepare(file, step, known, type);
+    const PathCounts before = counts_now();
+    call(example, path);  // alone: a weight matrix asked for beside it is always composite
+    for (const auto& [op, paths] : since(before)) {
+      for (const auto& [name, count] : paths) counts[op][name] += count;
+    }
+    outputs.push_back(outputs_of(step, example, path));
+    for (const auto& [name, ours] : outputs.back()) {
+      const std::string full = "out." + name;
+      run.tensors.push_back(compare(full, file.tensors.at(full), ours, bounds.of(full), 0));
+      known[full] = ours;
+      compared = true;
+    }
   }
-  compare_gradients(file, mapped, prepared, outputs, run, bounds);
-  if (outputs.empty()) run.reason = "the file has no output that maps to ours";
+  compare_gradients(file, mapped, leaves, outputs, run, bounds);
+  if (!compared) run.reason = "the file has no output that maps to ours";
   if (counts.count("attention") && !ran_only(counts, "attention", path)) {
     run.reason = "the " + path + " path was asked for; ran: " + text_of(counts);
   }
@@ -215,13 +251,13 @@ GoldenRun run_golden_case(const GoldenFile& file, const GoldenCase& mapped, cons
   return run;
 }
 
-Bounds float32_bounds(const GoldenFile& file, const GoldenCase& mapped, double least) {
+Bounds float32_bounds(const GoldenFile& file, const GoldenCase& mapped, const Bounds& stated) {
   constexpr double headroom = 4;  // another order of summation
-  Bounds bounds{least, {}};
+  Bounds bounds = stated;
   const GoldenRun composite = run_golden_case(file, mapped, "composite", at::kFloat, bounds);
   for (const Comparison& c : composite.tensors) {
     // An error over a magnitude of zero says nothing of rounding; neither does a wrong shape.
-    if (c.reason.empty() && std::isfinite(c.error)) bounds.own[c.name] = headroom * c.error;
+    if (c.reason.empty() && std::isfinite(c.error)) bounds.own[c.name] = std::max(bounds.own[c.name], headroom * c.error);
   }
   return bounds;
 }

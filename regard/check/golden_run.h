@@ -29,21 +29,14 @@ struct GoldenRun {
   std::vector<Comparison> tensors;
 };
 
-/// The bound of each tensor: `least`, or its own where that is larger.
-struct Bounds {
-  double least = 0;
-  std::map<std::string, double> own;  ///< by Comparison::name
-
-  double of(const std::string& name) const;
-};
-
 /// Forward and backward of the case; compares every output that has a place and every gradient.
 GoldenRun run_golden_case(const GoldenFile& file, const GoldenCase& mapped, const std::string& path,
                           at::ScalarType type, const Bounds& bounds);
 
-/// The bounds of a float32 run: for each tensor max(least, 4 x the error of the composite path in float32 on the same
+/// The bounds of a float32 run: for each tensor max(stated, 4 x the error of the composite path in float32 on the same
 /// tensor of the same case). A whole model in float32 rounds by more than `least` on any path; what a path must not do
-/// is to round worse than the formula written down in the same type. A gradient that is truly zero keeps `least`.
-Bounds float32_bounds(const GoldenFile& file, const GoldenCase& mapped, double least);
+/// is to round worse than the formula written down in the same type. A gradient that is truly zero keeps
+/// the least one.
+Bounds float32_bounds(const GoldenFile& file, const GoldenCase& mapped, const Bounds& stated);
 
 }  // namespace regard::checking

@@ -39,17 +39,34 @@ struct ConfigField : Port {
   std::string default_json;  ///< "1e-06", "null", "\"auto\""
 };
 
-/// How cases computed by the official code (safetensors, see tests/golden) map to this mechanism. Keys of the case's
-/// configuration are the official code's; those not listed keep their names. In a name on the left '*' stands for any
-/// text, '#' for a number.
+/// How cases computed by the official code (safetensors, see tests/golden/README.md) map to this mechanism. Keys of the
+/// case's configuration are the official code's, nested ones with a dot ("ra.n_relations"); those not listed keep their
+/// names. In a name on the left '*' stands for any text, '#' for a number; an exact name goes before patterns, a pattern
+/// before those after it.
 struct Golden {
-  std::vector<std::pair<std::string, std::string>> config;   ///< official key -> ours; "" drops the key
-  std::string fixed;                                         ///< JSON object merged over the configuration ("parity": true)
-  std::vector<std::pair<std::string, std::string>> inputs;   ///< in.NAME -> our input ("x" or a Port); "" ignores it
-  std::vector<std::pair<std::string, std::string>> outputs;  ///< out.NAME -> our output ("" is the main one); "-" ignores it
-  std::vector<std::pair<std::string, std::string>> weights;  ///< prefix of param.NAME -> ours; "" strips it
+  /// official key -> ours; "" drops the key; "key=value" -> a JSON object merged over the configuration.
+  std::vector<std::pair<std::string, std::string>> config;
+  std::string fixed;  ///< JSON object merged over the configuration ("parity": true)
+  /// in.NAME -> our input ("x" or a Port); "" ignores it; "!PORT" inverts a boolean (true = attend for hidden ones).
+  std::vector<std::pair<std::string, std::string>> inputs;
+  /// out.NAME -> our output, "loss.NAME" among them ("" is the main one); "-" ignores it; "+PORT" is an output whose sum
+  /// the case adds to its loss.
+  std::vector<std::pair<std::string, std::string>> outputs;
+  /// prefix of param.NAME -> ours; "" strips it; "-" ignores it. Where several fit, the first of the longest ones that
+  /// leads to a weight.
+  std::vector<std::pair<std::string, std::string>> weights;
   /// Why the cases of this id cannot run on the mechanism alone ("of the whole backbone"); they are skipped with it.
   std::string excuse;
+
+  /// Cases of other forms, each with a mapping of its own: those under `folder` (empty: the mechanism's id) that hold a
+  /// tensor which `when` matches ("param.ra.*"; empty: all of the folder).
+  std::vector<Golden> forms;
+  std::string folder, when;
+
+  /// A case of several calls in one file, in order: each with a mapping of its own, for the mechanism `mechanism` (empty:
+  /// this one). "out.NAME" among a step's inputs is the output of an earlier step. The losses of all steps add up.
+  std::vector<Golden> steps;
+  std::string mechanism;
 };
 
 enum class Role : uint8_t { mixer, pool, host };

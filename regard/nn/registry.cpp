@@ -112,6 +112,10 @@ json describe(const Mechanism& mechanism) {
                       {"default", json::parse(field.default_json)}});
   for (const auto& example : info.examples) examples.push_back(json::parse(example));
   const Golden& golden = info.golden;
+  json folders = json::array({info.id});  // where its golden cases lie
+  for (const Golden& form : golden.forms)
+    if (!form.folder.empty() && std::find(folders.begin(), folders.end(), form.folder) == folders.end())
+      folders.push_back(form.folder);
   return {{"id", info.id}, {"family", info.family}, {"role", name_of(info.role)}, {"title", info.title},
           {"equation", info.equation}, {"paper", info.paper}, {"inputs", to_json(info.inputs)},
           {"outputs", to_json(info.outputs)}, {"consumes", to_json(info.consumes)},
@@ -121,7 +125,8 @@ json describe(const Mechanism& mechanism) {
           {"golden", {{"config", to_json(golden.config)},
                       {"fixed", golden.fixed.empty() ? json::object() : json::parse(golden.fixed)},
                       {"inputs", to_json(golden.inputs)}, {"outputs", to_json(golden.outputs)},
-                      {"weights", to_json(golden.weights)}, {"excuse", golden.excuse}}}};
+                      {"weights", to_json(golden.weights)}, {"folders", folders},
+                      {"excuse", golden.excuse}}}};
 }
 
 }  // namespace
