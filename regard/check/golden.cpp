@@ -99,14 +99,9 @@ std::vector<Found> cases_of(const Info& info, const std::string& directory) {
 
 // Runs the file; `excuse` is filled instead when its form cannot run.
 Json run_file(const Mechanism& mechanism, const Found& found, std::string& excuse) {
-  Json json = {{"file", found.name()},
-               {"source", ""},
-               {"config", nullptr},
-               {"passed", false},
-               {"reason", ""},
-               {"unmatched", Json::array()},
-               {"missing", Json::array()},
-               {"runs", Json::array()}};
+  Json json = {{"file", found.name()},     {"source", ""},         {"config", nullptr},
+               {"passed", false},          {"reason", ""},         {"unmatched", Json::array()},
+               {"missing", Json::array()}, {"runs", Json::array()}};
   try {
     refusing([&] {
       const GoldenFile file = read_golden_file(found.path);

@@ -116,7 +116,8 @@ Bounds tolerance_of(const GoldenFile& file, double least) {
     const size_t close = std::min(text.find(')', open), text.size() - 1);
     text.erase(open, close - open + 1);
   }
-  std::replace_if(text.begin(), text.end(), [](char c) { return c == ',' || c == '\n'; }, ' ');
+  std::replace_if(
+      text.begin(), text.end(), [](char c) { return c == ',' || c == '\n'; }, ' ');
   std::istringstream pieces(text);
   for (std::string piece; std::getline(pieces, piece, ';');) {
     std::istringstream words(piece);

@@ -92,8 +92,8 @@ std::vector<int64_t> without_ones(at::IntArrayRef shape) {
   return result;
 }
 
-// Ours in the file's shape: the same; tokens as a map or as rows (b, n); axes of length 1 apart. Undefined when it has no
-// such form.
+// Ours in the file's shape: the same; tokens as a map or as rows (b, n); axes of length 1 apart. Undefined when it has
+// no such form.
 at::Tensor conform(const at::Tensor& ours, at::IntArrayRef shape) {
   if (ours.sizes() == shape) return ours;
   if (ours.dim() == 3 && shape.size() == 4 && ours.numel() == c10::multiply_integers(shape)) {
@@ -257,7 +257,8 @@ Bounds float32_bounds(const GoldenFile& file, const GoldenCase& mapped, const Bo
   const GoldenRun composite = run_golden_case(file, mapped, "composite", at::kFloat, bounds);
   for (const Comparison& c : composite.tensors) {
     // An error over a magnitude of zero says nothing of rounding; neither does a wrong shape.
-    if (c.reason.empty() && std::isfinite(c.error)) bounds.own[c.name] = std::max(bounds.own[c.name], headroom * c.error);
+    if (c.reason.empty() && std::isfinite(c.error))
+      bounds.own[c.name] = std::max(bounds.own[c.name], headroom * c.error);
   }
   return bounds;
 }
