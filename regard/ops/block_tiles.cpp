@@ -132,7 +132,7 @@ Tiles tiles_by_key(const Blocked& call) {
   const at::Tensor begins = at::searchsorted(sorted, at::arange(at::Scalar(groups + 1), options));
   const at::Tensor counts = begins.slice(0, 1) - begins.slice_symint(0, 0, groups);
   const at::Tensor needed = at::div(counts + (R - 1), R, "floor"), ends = at::cumsum(needed, 0);
-  c10::SymInt count = entries / R + groups;
+  c10::SymInt count = call.B * call.H * (row / R + call.key_blocks);
   if (concrete(call.blocks)) count = needed.sum().item<int64_t>();
 
   // A row of the tile for each entry in order; entries that are not kept come last and share the place T * R.
