@@ -139,7 +139,15 @@ class Mechanism(torch.nn.Module):
             grid, prefix, self.training, seed, outputs, _path(self.id, path), executor, edits_json)
         if not outputs:
             return results[0]
-        return results[0], dict(zip(outputs, results[1:]))
+        found = {}
+        for name, value in zip(outputs, results[1:]):
+            if not name.endswith("?"):
+                found[name] = value
+            elif value.shape != (0,):  # what the configuration left out is an empty vector
+                found[name[:-1]] = value
+        return results[0], found
+
+    optional_outputs = True  # "NAME?" is an output that the configuration may leave out
 
     @property
     def consumes(self) -> list[str]:

@@ -57,6 +57,7 @@ class Residual(torch.nn.Module):
     publishes = property(lambda self: self.mixer.publishes)
     losses = property(lambda self: self.mixer.losses)
     caches = property(lambda self: getattr(self.mixer, "caches", []))
+    optional_outputs = property(lambda self: getattr(self.mixer, "optional_outputs", False))
 
     def forward(self, x, *, outputs=(), **call):
         result = self.mixer(x if self.norm is None else self.norm(x), outputs=outputs, **call)
@@ -222,19 +223,23 @@ class _Plan:
     """Which outputs and edits of one call go to which layer."""
 
     def __init__(self, stack: Stack, outputs: list[str], edits):
-        self.wanted: dict[int, list[str]] = {place: list(names) for place, names in stack._connections().items()}
+        self.wanted: dict[int, list[str]] = {}
         for wanted in outputs:
             self._route(stack, wanted)
+        for place, names in stack._connections().items():
+            for name in names:
+                self._want(place, name, stack.layers[place])
         self.edits: dict[int, list[Edit]] = {}
         for edit in [edits] if isinstance(edits, Edit) else edits:
             if not isinstance(edit, Edit):
                 fail("Stack", "edits to be a list of regard.Edit", f"an entry of type {type(edit).__name__}")
             self._place(stack, edit)
 
-    def _want(self, place: int, name: str) -> None:
+    def _want(self, place: int, name: str, layer: torch.nn.Module | None = None) -> None:
+        """Asks a layer for an output; of a `layer` given, one that its configuration may leave out."""
         names = self.wanted.setdefault(place, [])
-        if name not in names:
-            names.append(name)
+        if name not in names and f"{name}?" not in names:
+            names.append(f"{name}?" if getattr(layer, "optional_outputs", False) else name)
 
     def _route(self, stack: Stack, wanted: str) -> None:
         speaking = stack._speaking()
@@ -244,7 +249,7 @@ class _Plan:
             if not places:
                 fail("Stack", "a layer with the auxiliary loss that is asked for", f"'{wanted}'")
             for place, name in places:
-                self._want(place, f"loss.{name}")
+                self._want(place, f"loss.{name}", stack.layers[place])
         elif head.isdecimal() and rest and int(head) in dict(speaking):
             self._want(int(head), rest)
         elif wanted in stack.publishes:
@@ -277,6 +282,8 @@ class _Plan:
             head, _, rest = wanted.partition(".")
             if head == "loss":
                 parts = [part for name, values in losses.items() if rest in ("", name) for part in values]
+                if not parts:
+                    fail("Stack", "layers whose configuration has the auxiliary loss that is asked for", f"'{wanted}'")
                 collected[wanted] = sum(parts[1:], start=parts[0])
             else:
                 collected[wanted] = found[wanted] if wanted in found else board[wanted]
@@ -288,11 +295,14 @@ def _recomputed(layer, x, names: list[str], inputs: dict):
     tensors = {name: t for name, t in inputs.items() if isinstance(t, torch.Tensor)}
     rest = {name: value for name, value in inputs.items() if name not in tensors}
 
+    found: list[str] = []
+
     def run(x, *values):
         result = layer(x, outputs=names, **rest, **dict(zip(tensors, values)))
         if not names:
             return (result,)
-        return (result[0], *(result[1][name] for name in names))
+        found[:] = result[1]
+        return (result[0], *result[1].values())
 
     y, *values = _checkpoint(run, x, *tensors.values(), use_reentrant=False)
-    return y, dict(zip(names, values))
+    return y, dict(zip(found, values))

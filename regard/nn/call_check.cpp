@@ -7,6 +7,7 @@
 
 #include "regard/base/error.h"
 #include "regard/base/names.h"
+#include "regard/nn/blackboard.h"
 #include "regard/nn/mechanism.h"
 #include "regard/nn/shapes.h"
 #include "regard/nn/tap.h"
@@ -39,6 +40,8 @@ void check_ports(const Info& info, const Context& context) {
     if (!common_input(name) && !known(inputs, name))
       fail(info.id, inputs.empty() ? "no inputs beside x" : "inputs among " + quoted_list(inputs),
            "'" + name + "'" + suggestion(name, inputs));
+  for (const auto& port : info.consumes)
+    if (const at::Tensor given = context.input(port.name); given.defined()) check_form(info.id, port, given);
   for (const auto& name : context.wanted)
     if (name.starts_with("tap.")) check_tap_output(name);
   if (info.role == Role::host) return;  // the others are of its layers, which it looks for itself

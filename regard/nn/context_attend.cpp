@@ -38,7 +38,8 @@ AttentionOutput Context::attend(const at::Tensor& q, const at::Tensor& k, const 
   if (executor) ++executor->asked;
   AttentionOutput out;
   if (!call.after.empty()) {
-    require(!executor || !executor->sharded(), id_.c_str(), "tokens that lie here with an edit of the weights", "shards");
+    if (executor && executor->text() != "stripe")
+      fail(id_, "executor local or stripe, which see whole rows, with an edit of the weights", executor->text());
     out = ops::attention_edited(call.q, call.k, call.v, call.spec, call.arguments, call.after);
   } else if (executor) {
     out = executor->attend(call.q, call.k, call.v, call.spec, call.arguments);

@@ -17,6 +17,7 @@
 namespace regard {
 namespace {
 
+/// An output "NAME?" is one that the configuration may leave out: an empty vector where it does.
 constexpr const char* mechanism_schema =
     "mechanism(str id, str config, Tensor[] weights, Tensor x, Tensor[]? inputs=None, str[]? input_names=None, "
     "SymInt[] grid=[], int prefix=0, bool training=False, Tensor? seed=None, str[]? outputs=None, "
@@ -56,13 +57,21 @@ std::vector<at::Tensor> mechanism_op(std::string id, std::string config, at::Ten
   context.path = path;
   context.executor = make_executor(executor);
   if (!edits.empty()) context.edits = edits_from_json(edits, context.inputs);
-  context.wanted = outputs.value_or(Strings());
+  for (std::string name : outputs.value_or(Strings())) {
+    const bool may_miss = name.ends_with('?');
+    if (may_miss) name.pop_back();
+    context.wanted.push_back(name);
+    if (may_miss) context.optional.insert(name);
+  }
   if (seed && seed->defined()) {
     if (seed->scalar_type() != at::kLong || seed->dim() != 0) fail(id, "seed, an int64 scalar", describe(*seed));
     context.seed = *seed;
   }
   std::vector<at::Tensor> results{instance->forward(weights, x, context)};
-  for (const auto& name : context.wanted) results.push_back(context.outputs.at(name));
+  for (const auto& name : context.wanted) {
+    const auto it = context.outputs.find(name);
+    results.push_back(it == context.outputs.end() ? at::empty({0}, x.options()) : it->second);
+  }
   return results;
 }
 

@@ -142,5 +142,8 @@ TORCH_LIBRARY_FRAGMENT(regard, m) {
       guarded<&paged_op>);
 }
 
+// vmap asks for a rule even of a composite op: run it, and let the ops inside be batched.
+TORCH_LIBRARY_IMPL(regard, FuncTorchBatchedDecomposition, m) { m.impl("attention_paged", guarded<&paged_op>); }
+
 }  // namespace
 }  // namespace regard

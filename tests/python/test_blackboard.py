@@ -176,8 +176,10 @@ import regard
 regard.load_plugin(sys.argv[1])
 torch.manual_seed(0)
 config = dict(img_size=4, patch_size=2, in_chans=1, num_classes=3, embed_dim=8, depth=3, num_heads=2, mlp_ratio=1,
-              mixer="relay", mixer_config=json.dumps({"width": 8}))
+              mixer="relay", mixer_config={})
 model = regard.models.ViT(dtype=torch.float64, **config)
+for parameter in model.parameters():
+    torch.nn.init.normal_(parameter)  # LayerNorm's own would leave means of 0
 image = torch.randn(2, 1, 4, 4, dtype=torch.float64, requires_grad=True)
 
 def by_hand(image):
@@ -214,9 +216,21 @@ def run(image):
 for result in (run(image), checkpoint(run, image, use_reentrant=False)):
     got = torch.autograd.grad(result[0].sum() + result[1] + 2 * result[2], parameters)
     for a, b in zip(got, want): close(a, b)
-quiet = regard.models.ViT(dtype=torch.float64, **{**config, "mixer_config": json.dumps({"width": 8, "quiet": True})})
+quiet = regard.models.ViT(dtype=torch.float64, **{**config, "mixer_config": {"quiet": True}})
 quiet.load_state_dict(model.state_dict())
 assert not torch.equal(quiet(image), y)      # a layer that leaves nothing is no error, and no value
+layers = [regard.create("relay", width=8, quiet=quiet) for quiet in (True, False, False)]
+z = torch.randn(1, 3, 8)
+for checkpoint in (False, True):
+    first = layers[0](z)
+    second, found = layers[1](first, outputs="means")
+    close(regard.nn.Stack(layers, checkpoint=checkpoint)(z), layers[2](second, means=found["means"]))
+try:
+    layers[1](z, means=torch.zeros(1, 3, 8))
+except ValueError as error:
+    assert "[relay] expected means, float (B, N); found (1, 3, 8) float32" in str(error), str(error)
+else:
+    raise AssertionError("a form")
 stack = regard.nn.Stack([regard.create("relay", width=8)
                          for _ in range(2)])
 z, found = stack(torch.randn(1, 3, 8), outputs="loss")

@@ -212,3 +212,14 @@ def test_taps_compile(qkv):
         return torch.cat([t.flatten() for t in found.values()])
 
     torch.testing.assert_close(torch.compile(f, backend="aot_eager", fullgraph=True)(q, k), f(q, k))
+
+
+def test_taps_under_vmap(qkv):
+    q, k = torch.randn(3, 1, 2, 4, 5, dtype=torch.float64), torch.randn(3, 1, 2, 6, 5, dtype=torch.float64)
+    names = ["entropy", "max", "top_k:2", "column_square_sums", "blocks:2x2"]
+
+    def f(q, k):
+        return tuple(regard.AttentionMap(q, k).measure(names).values())
+
+    for batched, *alone in zip(torch.func.vmap(f)(q, k), *(f(a, b) for a, b in zip(q, k))):
+        torch.testing.assert_close(batched, torch.stack(alone))

@@ -111,7 +111,7 @@ Info SoftmaxAttention::info() {
       {"memory_positions", "(N) or (B, N): positions of memory for RoPE; default 0, 1, ..."}};
   info.outputs = {{"attn", "(B, H, M, N): the weights p, formed in full"},
                   {"lse", "(B, H, M) float32: natural logarithm of the softmax's denominator"}};
-  info.publishes = {{"significance", "(B, N): the weight that each key received, over heads and queries"}};
+  info.publishes = {{"significance", "(B, N): the weight that each key received, over heads and queries", "float (B, N)"}};
   info.examples = {
       R"({"width": 8, "heads": 2})",
       R"({"width": 8, "heads": 2, "causal": true, "rope": true})",
