@@ -218,7 +218,8 @@ for result in (run(image), checkpoint(run, image, use_reentrant=False)):
     for a, b in zip(got, want): close(a, b)
 quiet = regard.models.ViT(dtype=torch.float64, **{**config, "mixer_config": {"quiet": True}})
 quiet.load_state_dict(model.state_dict())
-assert not torch.equal(quiet(image), y)      # a layer that leaves nothing is no error, and no value
+# A layer that leaves nothing is no error, and no value. (A shift of all channels does not pass the next LayerNorm.)
+assert not torch.allclose(quiet(image, outputs="loss.size")[1]["loss.size"], found["loss.size"])
 layers = [regard.create("relay", width=8, quiet=quiet) for quiet in (True, False, False)]
 z = torch.randn(1, 3, 8)
 for checkpoint in (False, True):
