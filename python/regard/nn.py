@@ -359,8 +359,12 @@ def _how_it_is_called(info: dict) -> list[str]:
 def _cache_of_examples(info: dict) -> str:
     """The streams that some example's configuration keeps."""
     streams: dict[str, str] = {}
-    for example in info["examples"]:
-        for stream in json.loads(torch.ops.regard.declare(info["id"], json.dumps(example)))["caches"]:
+    for example in info["examples"]:  # a plug-in's may be wrong, which `regard check` tells
+        try:
+            declared = torch.ops.regard.declare(info["id"], json.dumps(example))
+        except ValueError:
+            continue
+        for stream in json.loads(declared)["caches"]:
             streams.setdefault(stream["name"], stream["kind"])
     return ", ".join(f"{name} ({kind})" for name, kind in streams.items())
 

@@ -184,7 +184,16 @@ void check_request(const ViT::Config& c, const Pass& pass) {
 void add_layers(Pass& pass) {
   for (int64_t i = 0; i < pass.config.depth; ++i)
     pass.board.add("blocks." + std::to_string(i) + ".attn", pass.mixer->info());
-  if (const auto pool = pass.config.pool_instance()) pass.board.add("pool", pool->info());
+  static const Info attention_pool = [] {
+    Info info;
+    info.id = vit_attention_pool;
+    return info;
+  }();
+  const std::string& kind = pass.config.global_pool;
+  if (const auto pool = pass.config.pool_instance())
+    pass.board.add("pool", pool->info());
+  else if (kind == "map" || kind == "prr")
+    pass.board.add(vit_attention_pool, attention_pool);
 }
 
 }  // namespace

@@ -7,25 +7,30 @@
 namespace regard {
 namespace {
 
-at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Context& context) {
-  AttentionArguments arguments;
-  arguments.path = context.path;
-  return merge_heads(attention(q, k, v, std::string("{}"), arguments).o);
+/// softmax(q k^T / sqrt(Dh)) v as a layer of the host: taps and edits reach it.
+at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, Blackboard& board) {
+  Context inner = board.open(vit_attention_pool);
+  inner.open(vit_attention_pool, {}, q);
+  const at::Tensor o = merge_heads(inner.attend(q, k, v, AttentionSpec()).o);
+  inner.close(vit_attention_pool);
+  board.close(inner);
+  return o;
 }
 
-at::Tensor map_pool(const ViT::Config& config, const Weights& w, const at::Tensor& x, Context& context) {
+at::Tensor map_pool(const ViT::Config& config, const Weights& w, const at::Tensor& x, Context& context,
+                    Blackboard& board) {
   const at::Tensor latent = w["latent"].expand_symint({x.sym_size(0), 1, config.embed_dim});
   const at::Tensor q = split_heads(w.linear(latent, "q"), config.num_heads);
   const auto kv = w.linear(x, "kv").chunk(2, -1);
-  at::Tensor z = attend(q, split_heads(kv[0], config.num_heads), split_heads(kv[1], config.num_heads), context);
+  at::Tensor z = attend(q, split_heads(kv[0], config.num_heads), split_heads(kv[1], config.num_heads), board);
   z = w.linear(z, "proj");
   z = z + vit_mlp(w.under("mlp."), w.layer_norm(z, "norm", vit_epsilon), 0, context);
   return z.select(1, 0);
 }
 
-at::Tensor prr_pool(const ViT::Config& config, const at::Tensor& x, Context& context) {
+at::Tensor prr_pool(const ViT::Config& config, const at::Tensor& x, Blackboard& board) {
   const at::Tensor split = split_heads(x, config.num_heads);
-  const at::Tensor refined = attend(split, split, split, context);
+  const at::Tensor refined = attend(split, split, split, board);
   return config.class_token ? refined.select(1, 0) : refined.mean(1);
 }
 
@@ -62,9 +67,9 @@ at::Tensor vit_pool(const ViT::Config& config, const Weights& weights, const at:
   const std::string& kind = config.global_pool;
   if (kind == "" || kind == "none") return x;
   if (kind == "token") return x.select(1, 0);
-  if (kind == "prr") return prr_pool(config, x, context);
+  if (kind == "prr") return prr_pool(config, x, board);
   const at::Tensor tokens = config.pool_include_prefix ? x : x.slice_symint(1, prefix);
-  if (kind == "map") return map_pool(config, weights.under("attn_pool."), tokens, context);
+  if (kind == "map") return map_pool(config, weights.under("attn_pool."), tokens, context, board);
   if (kind == "avg") return tokens.mean(1);
   if (kind == "max") return tokens.amax(1);
   return (tokens.amax(1) + tokens.mean(1)) * 0.5;

@@ -5,6 +5,9 @@
 
 namespace regard {
 
+/// The layer of the pools map and prr, which attend.
+inline constexpr const char* vit_attention_pool = "attn_pool";
+
 /// One row for the image from the tokens x (B, P + N, D), by config.pool or config.global_pool:
 ///
 ///     token x_0;  avg, max over patches;  avgmax (avg + max) / 2;  '' the tokens themselves

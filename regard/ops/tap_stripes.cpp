@@ -1,5 +1,9 @@
 #include "regard/ops/tap_stripes.h"
 
+#include <algorithm>
+#include <limits>
+#include <map>
+
 #include "regard/base/error.h"
 #include "regard/ops/attention_paths.h"
 #include "regard/ops/formula.h"
@@ -51,10 +55,19 @@ at::Tensor offset_sums(const Call& call, const Rows& rows, const at::Tensor& w, 
       .sum(2);
 }
 
-/// Indices travel with the real outputs of a stripe; doubles hold them exactly.
-at::Tensor top_index(const at::Tensor& w, int64_t k) {
-  const auto [values, index] = at::topk(w.detach(), k);
-  return at::where(values.gt(0), index, -1).to(at::kDouble);
+struct Top {
+  at::Tensor weights;  ///< (B, H, m, K), falling; 0 where there are fewer keys
+  at::Tensor index;    ///< double: indices travel with the real outputs of a stripe, and doubles hold them exactly
+};
+
+Top top_of(const at::Tensor& w, int64_t k) {
+  const auto keys = w.sym_size(-1).maybe_as_int();
+  const int64_t missing = keys ? std::max<int64_t>(0, k - *keys) : k;
+  constexpr double nothing = -std::numeric_limits<double>::infinity();
+  const auto [values, index] = at::topk(missing > 0 ? at::constant_pad_nd(w, {0, missing}, nothing) : w, k);
+  const at::Tensor weights =
+      missing > 0 ? at::where(values.eq(nothing), at::zeros({}, values.options()), values) : values;
+  return {weights, at::where(weights.detach().ne(0), index, -1).to(at::kDouble)};
 }
 
 bool of_rows(TapKind kind) {
@@ -69,7 +82,11 @@ bool of_rows(TapKind kind) {
   }
 }
 
-at::Tensor reduce(const TapName& tap, const Call& call, const Rows& rows, const at::Tensor& w) {
+/// `tops`: by K, made once for the weights and their indices.
+at::Tensor reduce(const TapName& tap, const Call& call, const Rows& rows, const at::Tensor& w,
+                  std::map<int64_t, Top>& tops) {
+  const bool top = tap.kind == TapKind::top_k || tap.kind == TapKind::top_k_index;
+  if (top && !tops.count(tap.first)) tops[tap.first] = top_of(w, tap.first);
   switch (tap.kind) {
     case TapKind::entropy:
       return entropy(w);
@@ -84,9 +101,9 @@ at::Tensor reduce(const TapName& tap, const Call& call, const Rows& rows, const 
     case TapKind::column_square_sums:
       return at::square(w).sum(2);
     case TapKind::top_k:
-      return std::get<0>(at::topk(w, tap.first));
+      return tops[tap.first].weights;
     case TapKind::top_k_index:
-      return top_index(w, tap.first);
+      return tops[tap.first].index;
     case TapKind::blocks:
       return block_sums(call, rows, w, tap.first, tap.second);
     case TapKind::offsets:
@@ -110,10 +127,6 @@ void check(const TapName& tap, const Call& call) {
   const bool is_signed = kind == Kind::signed_softmax || kind == Kind::identity || kind == Kind::z_score;
   if ((tap.kind == TapKind::entropy || tap.kind == TapKind::effective_keys) && is_signed)
     fail("tap", "weights that are not negative with '" + tap.text + "'", std::string("normalizer ") + name_of(kind));
-  if (tap.kind != TapKind::top_k && tap.kind != TapKind::top_k_index) return;
-  const auto keys = call.N().maybe_as_int();
-  if (keys && tap.first > *keys)
-    fail("tap", "at most the " + std::to_string(*keys) + " keys in '" + tap.text + "'", std::to_string(tap.first));
 }
 
 }  // namespace
@@ -134,7 +147,8 @@ std::vector<at::Tensor> measure_in_stripes(const Call& call, bool at_once, const
     const Call own = with_tensors(call, {in.begin(), in.begin() + own_tensors});
     const at::Tensor weights = edited(attention_weights(own, rows), rows, edits, {in.begin() + own_tensors, in.end()});
     std::vector<at::Tensor> out;
-    for (const auto& tap : taps) out.push_back(reduce(tap, own, rows, weights));
+    std::map<int64_t, Top> tops;
+    for (const auto& tap : taps) out.push_back(reduce(tap, own, rows, weights, tops));
     return out;
   };
   const auto whole = run_stripes(call.M(), at_once ? 0 : stripe_rows(call), inputs, stripe, combine);

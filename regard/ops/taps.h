@@ -22,7 +22,7 @@
 ///     sum_of_squares      (B, H, M)      sum_j P_ij^2
 ///     column_sums         (B, H, N)      sum_i P_ij, what each key receives
 ///     column_square_sums  (B, H, N)      sum_i P_ij^2
-///     top_k:K             (B, H, M, K)   the K largest weights of each row, falling
+///     top_k:K             (B, H, M, K)   the K largest weights of each row, falling; 0 where there are fewer keys
 ///     top_k_index:K       (B, H, M, K)   their key indices, int64; -1 where the weight is 0
 ///     rows, rows:ROWS     (B, H, R, N)   all rows, or chosen ones ("rows:0,5", "rows:8-15", "rows:-1" the last)
 ///     blocks:PxQ          (B, H, ceil(M / P), ceil(N / Q))  means over blocks of P rows and Q columns

@@ -37,7 +37,8 @@ TEST(Edits, ReachTheirTensorsAndPairOutputs) {
   AttentionSpec spec;
   spec.pair_outputs.push_back({cast(key(), Type::real), {}, 1});
   const auto edited = [&](const Tensors& in) {
-    const ops::WeightEdit edit{[](const at::Tensor& w, const ops::Rows&, const Tensors& t) { return w * t[0]; }, {in[3]}};
+    const ops::WeightEdit edit{[](const at::Tensor& w, const ops::Rows&, const Tensors& t) { return w * t[0]; },
+                               {in[3]}};
     const AttentionOutput out = ops::attention_edited(in[0], in[1], in[2], spec, {}, {edit});
     return Tensors{out.o, out.pairs};
   };

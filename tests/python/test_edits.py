@@ -168,6 +168,11 @@ def test_layers_of_a_host():
     assert torch.equal(after[names[0]], before[names[0]]) and not torch.equal(after[names[2]], before[names[2]])
     _, every = model(image, outputs=names, edits=[regard.Edit(score=lambda s, b, h, i, j: 0 * s, layer="blocks.*.attn")])
     assert all(torch.allclose(every[name], torch.tensor(5.0).log()) for name in names)
+    pooled = regard.models.ViT(img_size=8, patch_size=4, in_chans=1, num_classes=3, embed_dim=8, depth=1, num_heads=2,
+                               global_pool="map", class_token=False)
+    flat = regard.Edit(score=lambda s, b, h, i, j: 0 * s, layer="attn_pool")
+    _, found = pooled(image, outputs="attn_pool.tap.effective_keys", edits=[flat])
+    torch.testing.assert_close(found["attn_pool.tap.effective_keys"], torch.full((2, 2, 1), 4.0))
     with pytest.raises(ValueError, match=r"\[vit\] expected edits of attentions that it runs; found one of layer 'blocks.9"):
         model(image, edits=[regard.Edit(head_scale=[1, 1], layer="blocks.9.attn")])
 
