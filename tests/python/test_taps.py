@@ -1,5 +1,8 @@
 """Reductions of the attention map: against the map itself, by name, of mechanisms, edited, packed and cached."""
 
+import subprocess
+import sys
+
 import pytest
 import regard
 import torch
@@ -233,3 +236,20 @@ def test_taps_under_vmap(qkv):
 
     for batched, *alone in zip(torch.func.vmap(f)(q, k), *(f(a, b) for a, b in zip(q, k))):
         torch.testing.assert_close(batched, torch.stack(alone))
+
+
+MEMORY = """
+import resource, torch, regard
+q, k = (torch.randn(1, 1, 8192, 8) for _ in range(2))
+names = ["entropy", "max", "top_k:4", "top_k_index:4", "blocks:64x64", "column_square_sums", "offsets:4", "mass:0"]
+regard.AttentionMap(q[:, :, :8], k[:, :, :8]).measure(names)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+regard.AttentionMap(q, k, is_causal=True).measure(names)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def test_the_map_is_never_stored():
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 200  # MiB; the map has 256 in float32
