@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import json
-import threading
 import weakref
 
 import torch
 
 from .errors import fail
 from .expr import BOOL, FLOAT, Graph, _active
-from .trace import _prune, _run, _run_any
+from .trace import _prune, _run, _run_any, json_text
 
 __all__ = ["Edit"]
 
 _SCORE = "score"  # the capture that stands for the score before the edit
 _functions: "weakref.WeakValueDictionary[int, _Functions]" = weakref.WeakValueDictionary()
 _numbers = itertools.count()
-_lock = threading.Lock()
-_library: list = []
 
 
 class Edit:
@@ -64,7 +60,6 @@ class Edit:
         self.attention, self.layer = attention, layer
         self._kept = None
         if operands is not None or after is not None:
-            _register()
             self._kept = _Functions(operands, after, list(self.tensors))
 
     def for_layer(self, layer: str) -> "Edit":
@@ -148,19 +143,6 @@ def _head_scale(head_scale):
         fail("Edit", "head_scale (H) or (B, H): a tensor or a list of numbers", type(head_scale).__name__)
 
 
-def _register() -> None:
-    """The ops by which C++ calls an edit's functions; the table behind them holds none alive."""
-    with _lock:
-        if _library:
-            return
-        library = torch.library.Library("regard_python", "DEF")
-        library.define("edit_operands(int function, Tensor q, Tensor k, Tensor v, Tensor[] tensors) -> Tensor[]")
-        library.define("edit_weights(int function, Tensor weights, Tensor rows, Tensor[] tensors) -> Tensor")
-        library.impl("edit_operands", _call_operands, "CompositeImplicitAutograd")
-        library.impl("edit_weights", _call_weights, "CompositeImplicitAutograd")
-        _library.append(library)
-
-
 def _found(number: int) -> _Functions:
     functions = _functions.get(number)
     if functions is None:
@@ -183,6 +165,20 @@ def _call_weights(function, weights, rows, tensors):
     if not isinstance(result, torch.Tensor):
         fail("Edit", "after to return the weights", type(result).__name__)
     return result.clone() if result is weights else result  # an op must not return its argument
+
+
+def _register() -> torch.library.Library:
+    """The ops by which C++ calls an edit's functions; the table behind them keeps none alive."""
+    library = torch.library.Library("regard_python", "DEF")
+    library.define("edit_operands(int function, Tensor q, Tensor k, Tensor v, Tensor[] tensors) -> Tensor[]")
+    library.define("edit_weights(int function, Tensor weights, Tensor rows, Tensor[] tensors) -> Tensor")
+    for key in ("CompositeImplicitAutograd", "FuncTorchBatchedDecomposition"):  # vmap asks for a rule of its own
+        library.impl("edit_operands", _call_operands, key)
+        library.impl("edit_weights", _call_weights, key)
+    return library
+
+
+_library = _register()
 
 
 def pack(function: str, edits, x: torch.Tensor) -> tuple[str, dict]:
@@ -208,7 +204,7 @@ def pack(function: str, edits, x: torch.Tensor) -> tuple[str, dict]:
             entry.update({name: edit._kept.number for name in ("operands", "after") if getattr(edit, name) is not None})
         listed.append(entry)
         inputs.update({f"edit.{number}.{name}": tensor for name, tensor in captures.items()})
-    return (json.dumps(listed) if listed else ""), inputs
+    return (json_text(listed) if listed else ""), inputs
 
 
 def _real_like(head_scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -205,3 +205,23 @@ def test_edits_that_do_not_fit_are_refused(module, x, edit, message):
 def test_a_list_of_edits_is_asked_for(module, x):
     with pytest.raises(ValueError, match=r"\[softmax-attention\] expected edits to be a list of regard.Edit; found an entry of type int"):
         module(x, edits=[3])
+
+
+def test_under_transforms_and_compile(module, x):
+    bias = torch.randn(4, dtype=torch.float64)
+    x = x.detach()
+
+    def scored(x):
+        return module(x, edits=[regard.Edit(score=lambda s, b, h, i, j: s + bias[h] * (i - j))])
+
+    def squared(x):
+        return module(x, edits=[regard.Edit(after=lambda w, rows: w * w),
+                                regard.Edit(operands=lambda q, k, v: (q * 2, k, v))])
+
+    torch.testing.assert_close(torch.compile(scored, backend="aot_eager", fullgraph=True)(x), scored(x))
+    torch.testing.assert_close(torch.compile(squared, backend="aot_eager")(x), squared(x))
+    for f in (scored, squared):
+        torch.testing.assert_close(torch.func.vmap(lambda row: f(row[None])[0])(x), f(x))
+        y, tangent = torch.func.jvp(f, (x,), (torch.ones_like(x),))
+        step = 1e-6 * torch.ones_like(x)
+        torch.testing.assert_close(tangent, (f(x + step) - f(x - step)) / 2e-6, atol=1e-6, rtol=1e-5)
