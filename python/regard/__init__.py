@@ -24,13 +24,14 @@ import torch as _torch
 from . import _library
 
 from . import expr, models, nn
-from .attention import (AttentionOutput, attention, attention_paged, merge, path_counts, reset_path_counts,
+from .attention import (AttentionOutput, attention, merge, path_counts, reset_path_counts,
                         scaled_dot_product_attention, strict)
 from .attention_map import AttentionMap, RowStatistics
 from .blocks import BlockIndex, attention_blocks
 from .edit import Edit
 from .errors import TraceError
 from .nn import create, list_mechanisms, load, load_plugin
+from .paged import attention_paged
 from .spec import Spec
 from .trace import PairOutput
 

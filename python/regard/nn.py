@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import inspect
 import json
-import textwrap
 
 import torch
 
 from . import _library  # noqa: F401  loads the library that holds the registry
 from . import edit as _edit
 from .attention import _integer, _path, _seed, _shown
+from .describe import SHAPES, documentation, required
 from .errors import fail, suggestion
 from .stack import Residual, Stack
 
 __all__ = ["Mechanism", "Residual", "Stack", "create", "list_mechanisms", "load", "load_plugin"]
 
-_SHAPES = {"mixer": "x (B, N, D) -> (B, N, D)", "pool": "x (B, N, D) -> (B, D)", "host": "a model of its own"}
 _classes: dict[str, type] = {}
 _known: dict[str, dict] = {}
 
@@ -240,7 +239,7 @@ def list_mechanisms(role: str | None = None, family: str | None = None) -> list[
     """The ids of the registered mechanisms, sorted by family; of one role ("mixer", "pool", "host") or family."""
     entries = _registry(refresh=True).values()
     roles, families = {entry["role"] for entry in entries}, {entry["family"] for entry in entries}
-    for name, value, values in (("role", role, roles | set(_SHAPES)), ("family", family, families)):
+    for name, value, values in (("role", role, roles | set(SHAPES)), ("family", family, families)):
         if value is not None and value not in values:
             fail("list_mechanisms", f"{name} among {', '.join(sorted(values))}", f"{value!r}{suggestion(value, values)}")
     return [entry["id"] for entry in entries if role in (None, entry["role"]) and family in (None, entry["family"])]
@@ -299,78 +298,13 @@ def class_name(info: dict) -> str:
 
 def _make(info: dict) -> type[Mechanism]:
     parameters = [inspect.Parameter(field["name"], inspect.Parameter.KEYWORD_ONLY,
-                                    default=inspect.Parameter.empty if _required(field) else field["default"])
+                                    default=inspect.Parameter.empty if required(field) else field["default"])
                   for field in info["config"]]
     parameters += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
                    for name in ("device", "dtype", "generator")]
     return type(class_name(info), (Mechanism,), {
-        "__module__": __name__, "__doc__": _documentation(info), "__signature__": inspect.Signature(parameters),
+        "__module__": __name__, "__doc__": documentation(info), "__signature__": inspect.Signature(parameters),
         "id": info["id"], "info": info})
-
-
-def _required(field: dict) -> bool:
-    return field["name"] == "width" and not field["default"]
-
-
-def _documentation(info: dict) -> str:
-    """What help() shows, from the registry."""
-    lines = [info["title"].rstrip(".") + ".", "", "    " + info["equation"], "",
-             f"Family {info['family']}, {info['role']}: {_SHAPES[info['role']]}."]
-    if info["needs_grid"]:
-        lines.append("Needs grid=(rows, columns) of the patch tokens.")
-    if info["needs_prefix"]:
-        lines.append("Needs prefix >= 1: token 0 is the class token.")
-    elif not info["takes_prefix"]:
-        lines.append("Has no place for prefix tokens.")
-    lines += [f"Paper: {info['paper']}", "", "Configuration:"]
-    for field in info["config"]:
-        value = "required" if _required(field) else f"default {json.dumps(field['default'])}"
-        lines += _wrapped(f"{field['name']} ({field['type']}, {value}): {field['doc']}")
-    for title, kind, before in (
-            ("Inputs", "inputs", ""), ("Outputs beside the main one", "outputs", ""),
-            ("Consumes what an earlier layer publishes (an input)", "consumes", ""),
-            ("Publishes for later layers (an output)", "publishes", ""),
-            ("Auxiliary losses (outputs)", "losses", "loss.")):
-        if info[kind]:
-            lines += ["", f"{title}:"]
-            for port in info[kind]:
-                form = f" [{port['form']}]" if port.get("form") else ""
-                lines += _wrapped(f"{before}{port['name']}: {port['doc']}{form}")
-    lines += ["", *_how_it_is_called(info)]
-    return "\n".join(lines)
-
-
-def _how_it_is_called(info: dict) -> list[str]:
-    """Packed sequences, caches, taps and edits; what a configuration cannot do its call refuses by name."""
-    if info["role"] == "host":
-        return ["Call:", *_wrapped('taps and edits of its layers: outputs=["LAYER.tap.entropy"], '
-                                   'edits=[regard.Edit(..., layer="LAYER")]; outputs=["loss"] sums auxiliary losses')]
-    lines = ["Call:", *_wrapped("packed: x (1, T, D) with cu_seqlens (S + 1), where it mixes tokens only by attention "
-                                "or says that it can"),
-             *_wrapped("taps and edits of the attentions inside: see forward and regard.Edit")]
-    kept = _cache_of_examples(info)
-    if kept:
-        lines += _wrapped(f"decode(x, cache): step by step, where the configuration is causal; keeps {kept}")
-    else:
-        lines += _wrapped("decode: no configuration keeps a cache")
-    return lines
-
-
-def _cache_of_examples(info: dict) -> str:
-    """The streams that some example's configuration keeps."""
-    streams: dict[str, str] = {}
-    for example in info["examples"]:  # a plug-in's may be wrong, which `regard check` tells
-        try:
-            declared = torch.ops.regard.declare(info["id"], json.dumps(example))
-        except ValueError:
-            continue
-        for stream in json.loads(declared)["caches"]:
-            streams.setdefault(stream["name"], stream["kind"])
-    return ", ".join(f"{name} ({kind})" for name, kind in streams.items())
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, 112, initial_indent="    ", subsequent_indent="        ")
 
 
 def __getattr__(name: str):
