@@ -35,9 +35,10 @@ from .paged import attention_paged
 from .spec import Spec
 from .trace import PairOutput
 
-__all__ = ["AttentionMap", "AttentionOutput", "BlockIndex", "PairOutput", "RowStatistics", "Spec", "TraceError",
-           "attention", "attention_blocks", "check", "create", "expr", "list_mechanisms", "load", "load_plugin",
-           "merge", "models", "nn", "path_counts", "reset_path_counts", "scaled_dot_product_attention", "strict"]
+__all__ = ["AttentionMap", "AttentionOutput", "BlockIndex", "Edit", "PairOutput", "RowStatistics", "Spec",
+           "TraceError", "attention", "attention_blocks", "attention_paged", "check", "create", "expr",
+           "list_mechanisms", "load", "load_plugin", "merge", "models", "nn", "path_counts", "reset_path_counts",
+           "scaled_dot_product_attention", "strict"]
 
 __version__ = _torch.ops.regard.version()
 
