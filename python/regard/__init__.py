@@ -10,6 +10,7 @@ Edit                                       a change of the attentions inside a m
 Spec                                       attention as data: traced once, printed, stored, compared
 nn, models                                 every registered mechanism and model as a torch.nn.Module
 create, list_mechanisms, load_plugin       mechanisms by id
+group_heads                                multi-head attention as grouped-query attention
 load                                       a mechanism and its weights from the file that its save(path) wrote
 check                                      the theorems, run on a mechanism
 path_counts, reset_path_counts, strict     which path ran; fallbacks as errors
@@ -28,6 +29,7 @@ from .attention import (AttentionOutput, attention, merge, path_counts, reset_pa
                         scaled_dot_product_attention, strict)
 from .attention_map import AttentionMap, RowStatistics
 from .blocks import BlockIndex, attention_blocks
+from .conversion import group_heads
 from .edit import Edit
 from .errors import TraceError
 from .nn import create, list_mechanisms, load, load_plugin
@@ -37,8 +39,8 @@ from .trace import PairOutput
 
 __all__ = ["AttentionMap", "AttentionOutput", "BlockIndex", "Edit", "PairOutput", "RowStatistics", "Spec",
            "TraceError", "attention", "attention_blocks", "attention_paged", "check", "create", "expr",
-           "list_mechanisms", "load", "load_plugin", "merge", "models", "nn", "path_counts", "reset_path_counts",
-           "scaled_dot_product_attention", "strict"]
+           "group_heads", "list_mechanisms", "load", "load_plugin", "merge", "models", "nn", "path_counts",
+           "reset_path_counts", "scaled_dot_product_attention", "strict"]
 
 __version__ = _torch.ops.regard.version()
 
