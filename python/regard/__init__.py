@@ -12,23 +12,22 @@ nn, models                                 every registered mechanism and model 
 create, list_mechanisms, load_plugin       mechanisms by id
 group_heads                                multi-head attention as grouped-query attention
 load                                       a mechanism and its weights from the file that its save(path) wrote
-check                                      the theorems, run on a mechanism
+check, check_file                          the theorems, run on a mechanism or on the module of a Python file
 path_counts, reset_path_counts, strict     which path ran; fallbacks as errors
 expr                                       leaves beyond a function's arguments: dot, scale, keys, queries
 TraceError                                 a function that cannot be traced, with its file and line
 """
 
-import json as _json
-
 import torch as _torch
 
 from . import _library
 
-from . import expr, models, nn
+from . import expr, models, nn, tracing
 from .attention import (AttentionOutput, attention, merge, path_counts, reset_path_counts,
                         scaled_dot_product_attention, strict)
 from .attention_map import AttentionMap, RowStatistics
 from .blocks import BlockIndex, attention_blocks
+from .checking import check, check_file
 from .conversion import group_heads
 from .edit import Edit
 from .errors import TraceError
@@ -38,13 +37,8 @@ from .spec import Spec
 from .trace import PairOutput
 
 __all__ = ["AttentionMap", "AttentionOutput", "BlockIndex", "Edit", "PairOutput", "RowStatistics", "Spec",
-           "TraceError", "attention", "attention_blocks", "attention_paged", "check", "create", "expr",
-           "group_heads", "list_mechanisms", "load", "load_plugin", "merge", "models", "nn", "path_counts",
+           "TraceError", "attention", "attention_blocks", "attention_paged", "check", "check_file", "create",
+           "expr", "group_heads", "list_mechanisms", "load", "load_plugin", "merge", "models", "nn", "path_counts",
            "reset_path_counts", "scaled_dot_product_attention", "strict"]
 
 __version__ = _torch.ops.regard.version()
-
-
-def check(id: str, **options) -> dict:
-    """The report of `regard check ID`: every theorem with the error found and the path that ran."""
-    return _json.loads(_torch.ops.regard.check(id, _json.dumps(options)))

@@ -7,6 +7,7 @@
 
 #include "regard/base/error.h"
 #include "regard/check/difference.h"
+#include "regard/ops/executor.h"
 #include "regard/ops/paths.h"
 
 namespace regard::checking {
@@ -28,16 +29,40 @@ void refusing(const std::function<void()>& body) {
   }
 }
 
-std::vector<at::Tensor> call_all(const Case& example, const std::string& path) {
+Context context_of(const Case& example, const std::string& path) {
   Context context;
   context.path = path;
   for (const int64_t size : example.grid) context.grid.emplace_back(size);
   context.prefix = example.prefix;
   context.inputs = example.inputs;
   context.wanted = example.outputs;
+  context.training = example.training;
+  context.seed = example.seed;
+  context.executor = make_executor(example.executor);
+  return context;
+}
+
+std::vector<at::Tensor> call_all(const Case& example, const std::string& path) {
   std::vector<at::Tensor> result;
-  refusing([&] { result = run(*example.instance, example.weights, example.x, context); });
+  refusing([&] { result = run(*example.instance, example.weights, example.x, context_of(example, path)); });
   return result;
+}
+
+std::string refusal_of(const Case& example, const std::string& path, const std::string& executor) {
+  c10::AutoGradMode grad(false);
+  Case elsewhere = example;
+  elsewhere.executor = executor;
+  try {
+    bool asked = false;
+    refusing([&] {
+      Context context = context_of(elsewhere, path);
+      elsewhere.instance->forward(elsewhere.weights, elsewhere.x, context);
+      asked = context.executor && context.executor->asked > 0;
+    });
+    return asked ? "" : "it asks nothing of the executor: no attention, total or gather through its context";
+  } catch (const Refusal& refusal) {
+    return refusal.what();
+  }
 }
 
 at::Tensor call(const Case& example, const std::string& path) { return call_all(example, path).front(); }
@@ -92,6 +117,14 @@ at::Tensor projection(const at::Tensor& output) {
 }
 
 Evaluation evaluate(const Case& example, const std::string& path) {
+  return evaluate(example, [&](const Case& c) { return call(c, path); });
+}
+
+double scale_of(const Evaluation& reference, size_t leaf) {
+  return std::max(magnitude(reference.gradients[leaf]), 1e-3 * reference.largest_gradient);
+}
+
+Evaluation evaluate(const Case& example, const std::function<at::Tensor(const Case&)>& make) {
   c10::AutoGradMode grad(true);
   Case copy = differentiable(example);
   Evaluation result;
@@ -100,9 +133,10 @@ Evaluation evaluate(const Case& example, const std::string& path) {
     result.names.push_back(leaf.name);
     tensors.push_back(*leaf.place);
   }
-  const at::Tensor output = call(copy, path);
+  const at::Tensor output = make(copy);
   result.output = output.detach();
-  refusing([&] { result.gradients = gradients(projection(output), tensors); });
+  // A scalar is a loss already.
+  refusing([&] { result.gradients = gradients(output.dim() ? projection(output) : output.sum(), tensors); });
   for (const at::Tensor& gradient : result.gradients) {
     result.largest_gradient = std::max(result.largest_gradient, magnitude(gradient));
   }
@@ -147,8 +181,30 @@ std::string text_of(const PathCounts& counts) {
   return text.empty() ? "nothing" : text;
 }
 
+namespace {
+
+// A mixer has an output for every token; of the others one whose number of outputs follows that of the tokens.
+bool has_output_for_every_token(const Case& example) {
+  if (example.instance->info().role == Role::mixer) return true;
+  if (example.instance->info().role == Role::host || example.x.dim() != 3) return false;
+  Case plain = example;
+  plain.inputs.clear();
+  for (const int64_t tokens : {5, 7}) {
+    try {
+      const at::Tensor output = call(plain.stretched(tokens, 3), "composite");
+      if (output.dim() != 3 || output.size(1) != tokens) return false;
+    } catch (const std::exception&) {
+      return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
 void attach_paths(Case& example) {
   c10::AutoGradMode grad(false);
+  example.per_token = has_output_for_every_token(example);
   const PathCounts before = counts_now();
   call(example, "composite");
   example.attends = since(before).count("attention") != 0;

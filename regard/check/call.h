@@ -54,6 +54,14 @@ struct Evaluation {
   double largest_gradient = 0;
 };
 Evaluation evaluate(const Case& example, const std::string& path);
+/// The same of what `output` makes of the case, whose leaves require gradients.
+Evaluation evaluate(const Case& example, const std::function<at::Tensor(const Case&)>& output);
+
+/// How the case is called, for one that runs it without the dispatcher (`instance->forward`).
+Context context_of(const Case& example, const std::string& path);
+
+/// Why the executor `text` cannot run this case: a refusal, or that the mechanism asks nothing of it. "" when it can.
+std::string refusal_of(const Case& example, const std::string& path, const std::string& executor);
 
 /// How often each path of each attention op ran: {"attention": {"fused": 3, ...}, "attention_backward": {...}}.
 using PathCounts = std::map<std::string, std::map<std::string, int64_t>>;
@@ -63,6 +71,9 @@ PathCounts since(const PathCounts& before);
 /// True when `op` ran, and on no path but this one.
 bool ran_only(const PathCounts& counts, const std::string& op, const std::string& path);
 std::string text_of(const PathCounts& counts);
+
+/// What a gradient's error is measured against: one that is zero but for rounding, against the case's largest.
+double scale_of(const Evaluation& reference, size_t leaf);
 
 /// Fills in which paths this call can take, by taking them.
 void attach_paths(Case& example);

@@ -38,10 +38,27 @@ std::string order_of(const Json& report) {
   return any_note(report, "permutation", "equivariant") ? "equivariant" : "";
 }
 
-Json capabilities_of(const Mechanism& mechanism, const std::string& options) {
-  const Info& info = mechanism.info();
-  const Json report = Json::parse(check(info.id, options));
-  const bool gradients = outcome(report, "gradients") == "pass";
+// "bits" where the whole call and the fused kernel inside have the same bits on any number of threads.
+std::string threads_of(const Json& report) {
+  if (outcome(report, "threads") != "pass") return "";
+  return any_note(report, "threads", "whole: to rounding") ? "rounding" : "bits";
+}
+
+// {theorem: why it does not apply}.
+Json reasons(const Json& report) {
+  Json json = Json::object();
+  for (const Json& entry : report.at("theorems")) {
+    if (entry.at("outcome") == "not applicable") json[entry.at("theorem").get<std::string>()] = entry.at("reason");
+  }
+  return json;
+}
+
+bool contains(const Json& list, const char* value) { return std::find(list.begin(), list.end(), value) != list.end(); }
+
+Json capabilities_of(const Json& report) {
+  const Info& info = mechanism(report.at("id").get<std::string>()).info();
+  const auto passes = [&](const char* theorem) { return outcome(report, theorem) == "pass"; };
+  const bool gradients = passes("gradients");
   return {{"id", info.id},
           {"family", info.family},
           {"role", info.role == Role::mixer  ? "mixer"
@@ -49,19 +66,31 @@ Json capabilities_of(const Mechanism& mechanism, const std::string& options) {
                                              : "host"},
           {"passed", report.at("passed")},
           {"paths", report.at("paths")},
-          {"causal", outcome(report, "causality") == "pass"},
-          {"cross", make_subject(info.id, report.at("seed").get<uint64_t>()).has_input("memory")},
-          {"lengths", outcome(report, "padding") == "pass"},
+          {"causal", passes("causality")},
+          {"decode", passes("cache")},
+          {"packed", passes("packed")},
+          {"split", passes("split")},
+          {"sharded", passes("shard")},
+          {"fused", contains(report.at("paths"), "fused") && passes("paths-agree")},
+          {"cross", contains(report.at("inputs"), "memory")},
+          {"lengths", passes("padding")},
           {"grid", info.needs_grid},
           {"maps", info.takes_maps},
           {"prefix", info.needs_prefix   ? "needed"
                      : info.takes_prefix ? "taken"
                                          : "refused"},
-          {"batch_independent", outcome(report, "batch") == "pass"},
+          {"batch_independent", passes("batch")},
           {"gradients", gradients},
+          {"second_order", gradients && !any_note(report, "gradients", "second order is not available")},
           {"forward_mode", gradients && !any_note(report, "gradients", "forward mode is not available")},
+          {"checkpoint", passes("checkpoint")},
+          {"half_types", passes("dtypes") && !any_note(report, "dtypes", "bfloat16 is")},
+          {"compile", passes("compile")},
+          {"export", passes("export")},
+          {"threads", threads_of(report)},
           {"order", order_of(report)},
-          {"golden", outcome(report, "golden")}};
+          {"golden", outcome(report, "golden")},
+          {"why", reasons(report)}};
 }
 
 }  // namespace
@@ -69,8 +98,15 @@ Json capabilities_of(const Mechanism& mechanism, const std::string& options) {
 
 std::string capabilities_json(const std::string& options) {
   checking::Json table = checking::Json::array();
-  for (const Mechanism* mechanism : mechanisms()) table.push_back(checking::capabilities_of(*mechanism, options));
+  for (const Mechanism* mechanism : mechanisms()) {
+    if (mechanism->info().family == "foreign") continue;  // somebody's file, checked in this process
+    table.push_back(checking::capabilities_of(checking::Json::parse(check(mechanism->info().id, options))));
+  }
   return table.dump();
+}
+
+std::string capabilities_of_report(const std::string& report) {
+  return checking::capabilities_of(checking::Json::parse(report)).dump();
 }
 
 }  // namespace regard

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "regard/check/difference.h"
+#include "regard/nn/foreign.h"
 
 namespace regard::checking {
 
@@ -47,6 +48,49 @@ Case Case::with_input(const std::string& name, const at::Tensor& value) const {
   return copy;
 }
 
+bool Case::foreign() const { return is_foreign(*instance); }
+
+namespace {
+
+// The dimensions of an input that count x's tokens; those of keys count them only without memory.
+std::vector<int64_t> token_axes(const std::string& name, const at::Tensor& tensor, bool cross) {
+  if (name == "segments" || name == "positions") return {tensor.dim() - 1};
+  if (name == "key_hidden") return cross ? std::vector<int64_t>{} : std::vector<int64_t>{1};
+  if (name == "hidden" || name == "bias")
+    return cross ? std::vector<int64_t>{tensor.dim() - 2} : std::vector<int64_t>{tensor.dim() - 2, tensor.dim() - 1};
+  if (name == "memory" || name == "memory_segments" || name == "memory_positions" || tensor.dim() < 2) return {};
+  return {1};
+}
+
+}  // namespace
+
+Case Case::first_tokens(int64_t count) const {
+  Case copy = *this;
+  copy.x = x.slice(1, 0, count);
+  for (auto& [name, tensor] : copy.inputs) {
+    if (name == "lengths") tensor = tensor.clamp_max(count);
+    for (const int64_t axis : token_axes(name, tensor, has("memory"))) {
+      if (tensor.size(axis) == tokens()) tensor = tensor.slice(axis, 0, count);
+    }
+  }
+  if (!grid.empty()) copy.grid = {count - prefix};
+  return copy;
+}
+
+Case Case::stretched(int64_t tokens, uint64_t seed) const {
+  Case copy = *this;
+  if (grid.size() > 1) {
+    copy.grid.assign(grid.size(), 1);
+    copy.grid.front() = 12;
+    copy.grid.back() = tokens / 12;
+    tokens = prefix + copy.grid.front() * copy.grid.back();
+  } else if (!grid.empty()) {
+    copy.grid = {tokens - prefix};
+  }
+  copy.x = normal({batch(), tokens, x.size(2)}, generator_of(seed));
+  return copy;
+}
+
 std::vector<std::pair<std::string, std::string>> Case::padded() const {
   std::vector<std::pair<std::string, std::string>> pairs;
   if (has("lengths")) pairs.emplace_back("lengths", "x");
@@ -68,6 +112,7 @@ std::string Case::text() const {
   }
   if (!grid.empty()) text += ", grid " + shape_text(grid);
   if (prefix) text += ", prefix " + std::to_string(prefix);
+  if (executor != "local") text += ", executor " + executor;
   return text;
 }
 
@@ -80,7 +125,8 @@ bool Subject::has_input(const std::string& name) const {
 }
 
 std::vector<at::Tensor> generic_weights(const Instance& instance, at::Generator generator) {
-  std::vector<at::Tensor> weights = initialize(instance, at::TensorOptions().dtype(at::kDouble), generator);
+  std::vector<at::Tensor> weights = foreign_weights(instance);
+  if (weights.empty()) weights = initialize(instance, at::TensorOptions().dtype(at::kDouble), generator);
   const auto& declared = instance.weights();
   for (size_t i = 0; i < weights.size(); ++i) {
     const bool constant = weights[i].numel() > 0 && (weights[i] == weights[i].flatten()[0]).all().item<bool>();

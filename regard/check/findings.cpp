@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "regard/check/shrink.h"
+
 namespace regard::checking {
 
 namespace {
@@ -11,6 +13,8 @@ namespace {
 void keep_once(std::vector<std::string>& list, const std::string& text) {
   if (std::find(list.begin(), list.end(), text) == list.end()) list.push_back(text);
 }
+
+bool raised(const std::string& claim) { return claim.rfind("the call runs; raised", 0) == 0; }
 
 }  // namespace
 
@@ -25,6 +29,8 @@ void Findings::note(const std::string& fact, const std::string& detail) {
   if (!known) notes_.emplace_back(fact, detail);
 }
 
+void Findings::refuse(const std::string& reason) { keep_once(refusals_, reason); }
+
 std::vector<std::string> Findings::notes() const {
   std::vector<std::string> lines;
   for (const auto& [fact, detail] : notes_) lines.push_back(detail.empty() ? fact : fact + ": " + detail);
@@ -34,10 +40,15 @@ std::vector<std::string> Findings::notes() const {
 bool Findings::record(const std::string& what, const Difference& difference, bool holds) {
   ++claims_;
   if (holds) return true;
+  if (!sought_.empty() && kind_of(what) != sought_) return false;
   ++failures_;
   ++failed_claims_[what];
   const int64_t size = case_ ? case_->x.numel() : 0;
-  if (counterexample_ && counterexample_->size <= size) return false;
+  if (counterexample_) {
+    // What differs says more than that something was raised.
+    const bool was_raised = raised(counterexample_->what), is_raised = raised(what);
+    if (was_raised == is_raised ? counterexample_->size <= size : is_raised) return false;
+  }
   counterexample_ = Counterexample{what,
                                    case_ ? case_->instance->config() : "",
                                    case_ ? case_->text() : "",
@@ -46,7 +57,9 @@ bool Findings::record(const std::string& what, const Difference& difference, boo
                                    difference.index,
                                    difference.error,
                                    difference.expected,
-                                   difference.found};
+                                   difference.found,
+                                   case_ ? std::optional<Case>(*case_) : std::nullopt,
+                                   origin_ ? std::optional<Case>(*origin_) : std::nullopt};
   return false;
 }
 

@@ -10,7 +10,7 @@
 
 namespace regard::checking {
 
-/// The smallest case in which a theorem does not hold.
+/// A case in which a theorem does not hold.
 struct Counterexample {
   std::string what;    ///< the claim that failed
   std::string config;  ///< canonical JSON
@@ -19,6 +19,8 @@ struct Counterexample {
   int64_t size = 0;            ///< entries of x
   std::vector<int64_t> index;  ///< of the worst entry, when tensors were compared
   double error = 0, expected = 0, found = 0;
+  std::optional<Case> example;  ///< the call that failed
+  std::optional<Case> origin;   ///< the case that the theorem was given
 };
 
 /// What the cases of one theorem showed. A theorem states claims; this keeps the worst error and the smallest failure.
@@ -26,7 +28,9 @@ class Findings {
  public:
   explicit Findings(double tolerance) : tolerance_(tolerance) {}
 
-  /// The case and the path that the claims to come are about.
+  /// The case that the theorem is given next.
+  void begin(const Case& origin) { ++cases_, origin_ = case_ = &origin; }
+  /// The call, made of that case, and the path that the claims to come are about.
   void at(const Case& example, const std::string& path);
 
   /// Claim: |expected - found| <= tolerance * scale (scale 0: the largest magnitude of `expected`).
@@ -37,9 +41,10 @@ class Findings {
   bool claim(const std::string& what, bool holds);
   /// A reported fact, no claim; each fact is kept once, with the first detail seen.
   void note(const std::string& fact, const std::string& detail = "");
-  /// Counted once a case.
-  void count() { ++cases_; }
-
+  /// The case cannot run, for this reason. A theorem of which no claim was made for that says "not applicable".
+  void refuse(const std::string& reason);
+  /// Only failures of this kind (see kind_of) count: for the search of a smaller counterexample.
+  void look_for(const std::string& kind) { sought_ = kind; }
   bool failed() const { return counterexample_.has_value(); }
   double error() const { return error_; }
   bool exact() const { return exact_; }
@@ -48,9 +53,11 @@ class Findings {
   int64_t claims() const { return claims_; }
   int64_t failures() const { return failures_; }
   std::vector<std::string> notes() const;
+  const std::vector<std::string>& refusals() const { return refusals_; }
   const std::vector<std::string>& paths() const { return paths_; }
   /// How often each claim failed.
   const std::map<std::string, int64_t>& failed_claims() const { return failed_claims_; }
+  /// Of the failures, the one whose case is smallest.
   const std::optional<Counterexample>& counterexample() const { return counterexample_; }
 
  private:
@@ -60,8 +67,10 @@ class Findings {
   double error_ = 0;
   bool exact_ = true;
   int64_t cases_ = 0, claims_ = 0, failures_ = 0;
+  const Case* origin_ = nullptr;
   const Case* case_ = nullptr;
-  std::string path_;
+  std::string path_, sought_;
+  std::vector<std::string> refusals_;
   std::vector<std::pair<std::string, std::string>> notes_;
   std::vector<std::string> paths_;
   std::map<std::string, int64_t> failed_claims_;

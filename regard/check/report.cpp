@@ -16,6 +16,31 @@ Json number(double value) { return std::isfinite(value) ? Json(value) : Json("in
 
 namespace {
 
+// Larger tensors say nothing to a reader.
+constexpr int64_t kShown = 64;
+
+Json values(const at::Tensor& tensor) {
+  if (tensor.dim() == 0)
+    return tensor.is_floating_point() ? number(tensor.item<double>()) : Json(tensor.item<int64_t>());
+  Json list = Json::array();
+  for (int64_t i = 0; i < tensor.size(0); ++i) list.push_back(values(tensor[i]));
+  return list;
+}
+
+// The tensors of the call that are small enough to read.
+Json tokens_json(const Counterexample& example) {
+  Json json = Json::object();
+  if (!example.example) return json;
+  const Case& c = *example.example;
+  if (c.x.numel() <= kShown) json["x"] = values(c.x.detach());
+  for (const auto& [name, tensor] : c.inputs) {
+    if (tensor.numel() <= kShown) json[name] = values(tensor.detach());
+  }
+  return json;
+}
+
+}  // namespace
+
 Json counterexample_json(const Counterexample& example) {
   return {{"claim", example.what},
           {"config", Json::parse(example.config.empty() ? "null" : example.config)},
@@ -24,10 +49,9 @@ Json counterexample_json(const Counterexample& example) {
           {"index", example.index},
           {"error", number(example.error)},
           {"expected", number(example.expected)},
-          {"found", number(example.found)}};
+          {"found", number(example.found)},
+          {"tokens", tokens_json(example)}};
 }
-
-}  // namespace
 
 Json entry(const Theorem& theorem, const Findings& findings) {
   Json json = {{"theorem", theorem.name()},
@@ -93,11 +117,11 @@ std::string joined(const Json& list) {
 std::string row(const Json& entry) {
   const std::string outcome = entry.at("outcome").get<std::string>();
   if (outcome == "not applicable") {
-    return fmt::format("{:<12} {:<15} {}\n", entry.at("theorem").get<std::string>(), outcome,
+    return fmt::format("{:<13} {:<15} {}\n", entry.at("theorem").get<std::string>(), outcome,
                        entry.at("reason").get<std::string>());
   }
   const std::string error = entry.at("exact").get<bool>() ? "exact" : error_text(entry.at("error"));
-  return fmt::format("{:<12} {:<15} {:>9} {:>9} {:>6}  {}\n", entry.at("theorem").get<std::string>(), outcome, error,
+  return fmt::format("{:<13} {:<15} {:>9} {:>9} {:>6}  {}\n", entry.at("theorem").get<std::string>(), outcome, error,
                      error_text(entry.at("tolerance")), entry.at("cases").get<int64_t>(), joined(entry.at("paths")));
 }
 
@@ -111,6 +135,10 @@ std::string details(const Json& entry) {
       text +=
           fmt::format("  smallest case: {}\n  configuration: {}\n  path: {}\n", example.at("inputs").get<std::string>(),
                       example.at("config").dump(), example.at("path").get<std::string>());
+      if (example.contains("tokens")) {
+        for (const auto& [name, rows] : example.at("tokens").items())
+          text += fmt::format("  {} = {}\n", name, rows.dump());
+      }
       if (!example.at("index").empty()) {
         text += fmt::format("  at {}: expected {}, found {}\n", example.at("index").dump(),
                             example.at("expected").dump(), example.at("found").dump());
@@ -132,8 +160,9 @@ std::string check_table(const std::string& report) {
   std::string text = fmt::format("{}: {} ({} calls; paths: {})\n", json.at("id").get<std::string>(),
                                  json.at("passed").get<bool>() ? "passed" : "FAILED", json.at("calls").get<int64_t>(),
                                  checking::joined(json.at("paths")));
+  if (json.value("rounding", false)) text += "its operations are torch's: equal means equal to rounding\n";
   text +=
-      fmt::format("{:<12} {:<15} {:>9} {:>9} {:>6}  {}\n", "theorem", "outcome", "error", "bound", "cases", "paths");
+      fmt::format("{:<13} {:<15} {:>9} {:>9} {:>6}  {}\n", "theorem", "outcome", "error", "bound", "cases", "paths");
   for (const auto& entry : json.at("theorems")) text += checking::row(entry);
   std::string below;
   for (const auto& entry : json.at("theorems")) below += checking::details(entry);

@@ -13,6 +13,7 @@ nlohmann::ordered_json number(double value);
 
 /// The report's entry of one theorem.
 nlohmann::ordered_json entry(const Theorem& theorem, const Findings& findings);
+nlohmann::ordered_json counterexample_json(const Counterexample& example);
 nlohmann::ordered_json not_applicable(const std::string& theorem, const std::string& statement,
                                       const std::string& reason);
 nlohmann::ordered_json failed_entry(const std::string& theorem, const std::string& statement,

@@ -45,13 +45,29 @@ bool takes(const Info& info, const std::string& name) {
   return std::any_of(info.inputs.begin(), info.inputs.end(), [&](const Port& port) { return port.name == name; });
 }
 
+// What it is given beside x, by the caller and by earlier layers.
+std::vector<Port> ports(const Info& info) {
+  std::vector<Port> all = info.inputs;
+  all.insert(all.end(), info.consumes.begin(), info.consumes.end());
+  return all;
+}
+
+std::string doc_of(const Info& info, const std::string& name) {
+  for (const Port& port : ports(info)) {
+    if (port.name != name) continue;
+    if (port.form.empty()) return port.doc;
+    return port.form.starts_with("float ") ? port.form.substr(6) : "";
+  }
+  return "";
+}
+
 std::vector<Shape> token_shapes(const Info& info) {
   const int64_t least = info.needs_prefix ? 1 : 0;
   const auto all = sizes(info);
   std::vector<Shape> shapes;
   for (size_t i = 0; i < all.size(); ++i) shapes.push_back({i == 1 ? 3 : 2, all[i], least, {}});
   if (info.takes_prefix) shapes.push_back({2, all[1], least + 1, {}});
-  for (const Port& port : info.inputs) {
+  for (const Port& port : ports(info)) {
     if (port.name.rfind("memory_", 0) == 0) continue;
     shapes.push_back({3, all[1], least, {port.name}});
     // What belongs to the memory comes with it; masks and lengths combine with it.
@@ -95,6 +111,34 @@ at::Tensor segments(int64_t batch, int64_t tokens) {
   return at::arange(tokens).floor_divide(3).unsqueeze(0).repeat({batch, 1});
 }
 
+// A tensor of the shape that a port's doc begins with, "(B, N, D): ...", its letters those of the house; nonnegative,
+// as what layers publish about their keys is. Undefined for integers, booleans and other letters.
+at::Tensor make_by_doc(const std::string& doc, const Json& config, const Sizes& sizes, at::Generator generator) {
+  const size_t end = doc.find(')');
+  if (doc.empty() || doc[0] != '(' || end == std::string::npos) return {};
+  for (const char* type : {"bool", "int"}) {
+    if (doc.substr(end, 12).find(type) != std::string::npos) return {};
+  }
+  std::vector<int64_t> shape;
+  for (size_t i = 1; i < end; i += 3) {  // "B, N"
+    const char letter = doc[i];
+    if (i + 1 != end && doc[i + 1] != ',') return {};
+    if (letter == 'B')
+      shape.push_back(sizes.batch);
+    else if (letter == 'N')
+      shape.push_back(sizes.keys());
+    else if (letter == 'M')
+      shape.push_back(sizes.queries);
+    else if (letter == 'D')
+      shape.push_back(config.at("width").get<int64_t>());
+    else if (letter == 'H')
+      shape.push_back(integer(config, "heads", 1));
+    else
+      return {};
+  }
+  return normal(shape, generator).abs();
+}
+
 // An input by its conventional name; undefined for a name that has no convention.
 at::Tensor make_input(const std::string& name, const Json& config, const Sizes& sizes, at::Generator generator) {
   const int64_t width = config.at("width").get<int64_t>();
@@ -105,6 +149,8 @@ at::Tensor make_input(const std::string& name, const Json& config, const Sizes& 
   if (name == "memory_lengths") return falling_lengths(sizes.batch, sizes.memory);
   if (name == "segments") return segments(sizes.batch, sizes.queries);
   if (name == "memory_segments") return segments(sizes.batch, sizes.memory);
+  if (name == "positions") return at::arange(sizes.queries) + 3;
+  if (name == "memory_positions") return at::arange(sizes.memory) + 3;
   if (name == "hidden" || name == "key_hidden") {
     at::Tensor hidden = normal({name == "hidden" ? sizes.queries : sizes.batch, sizes.keys()}, generator) > 0.5;
     hidden.select(1, 0).fill_(false);  // every query keeps the first key
@@ -128,7 +174,8 @@ Case make_token_case(std::shared_ptr<const Instance> instance, const Shape& shap
   const bool cross = std::find(shape.inputs.begin(), shape.inputs.end(), "memory") != shape.inputs.end();
   const Sizes sizes{shape.batch, tokens, tokens + 2, cross};
   for (const std::string& name : shape.inputs) {
-    const at::Tensor value = make_input(name, config, sizes, generator);
+    at::Tensor value = make_input(name, config, sizes, generator);
+    if (!value.defined()) value = make_by_doc(doc_of(info, name), config, sizes, generator);
     if (value.defined()) result.inputs[name] = value;
   }
   return result;
@@ -164,6 +211,18 @@ void admit(Subject& subject, Case example) {
   subject.cases.push_back(std::move(example));
 }
 
+// Of every configuration the longest call without inputs beside x.
+void mark_largest(Subject& subject) {
+  std::map<const Instance*, Case*> best;
+  for (Case& example : subject.cases) {
+    Case*& known = best[example.instance.get()];
+    if (example.inputs.empty() && (!known || example.x.numel() > known->x.numel())) known = &example;
+  }
+  for (const auto& [instance, example] : best) {
+    if (example) example->largest = true;
+  }
+}
+
 void add_cases(Subject& subject, const std::shared_ptr<const Instance>& instance, uint64_t seed) {
   if (subject.info->role == Role::host) {
     for (const int64_t batch : {1, 3}) admit(subject, make_image_case(instance, batch, ++seed));
@@ -177,7 +236,7 @@ void add_cases(Subject& subject, const std::shared_ptr<const Instance>& instance
 
 }  // namespace
 
-Subject make_subject(const std::string& id, uint64_t seed) {
+Subject make_subject(const std::string& id, uint64_t seed, const std::vector<std::string>& executors) {
   const Mechanism& subject_mechanism = mechanism(id);
   Subject subject;
   subject.info = &subject_mechanism.info();
@@ -199,6 +258,8 @@ Subject make_subject(const std::string& id, uint64_t seed) {
     }
     add_cases(subject, instance, seed);
   }
+  mark_largest(subject);
+  for (Case& example : subject.cases) example.executors = executors;
   std::stable_sort(subject.cases.begin(), subject.cases.end(),
                    [](const Case& a, const Case& b) { return a.x.numel() < b.x.numel(); });
   return subject;

@@ -31,6 +31,12 @@ std::unique_ptr<Theorem> gradients_theorem();
 std::unique_ptr<Theorem> empty_rows();
 std::unique_ptr<Theorem> padding();
 std::unique_ptr<Theorem> batch_independence();
+std::unique_ptr<Theorem> cache();
+std::unique_ptr<Theorem> split();
+std::unique_ptr<Theorem> packed();
+std::unique_ptr<Theorem> threads();
+std::unique_ptr<Theorem> dtypes();
+std::unique_ptr<Theorem> checkpointing();
 std::unique_ptr<Theorem> maps();
 std::unique_ptr<Theorem> permutation();
 

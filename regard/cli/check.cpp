@@ -9,6 +9,7 @@
 #include "regard/base/error.h"
 #include "regard/base/file.h"
 #include "regard/cli/command.h"
+#include "regard/nn/foreign.h"
 #include "regard/nn/mechanism.h"
 
 namespace regard::commands {
@@ -17,7 +18,7 @@ namespace {
 using nlohmann::json;
 
 struct Options {
-  std::vector<std::string> ids, theorems;
+  std::vector<std::string> ids, theorems, executors;
   std::string golden, json;
   int64_t seed = 0;
   bool all = false;
@@ -40,7 +41,11 @@ std::vector<std::string> names_of(const Options& options) {
   if (options.all)
     for (const Mechanism* one : mechanisms()) ids.push_back(one->info().id);
   if (ids.empty()) fail("check", "the id of a mechanism (or --all)", "none");
-  for (const auto& id : ids) {
+  for (auto& id : ids) {
+    if (id.ends_with(".json")) {
+      id = register_spec(read_file(id, "check"));
+      continue;
+    }
     if (id.ends_with(".py"))
       fail("check",
            "a mechanism's id (a Python file is checked by the Python entry: python -m regard check " + id + ")",
@@ -55,6 +60,7 @@ int run_check(const Options& options) {
   if (options.seed < 0) fail("check", "--seed of at least 0", std::to_string(options.seed));
   json request = json::object();
   if (!options.theorems.empty()) request["theorems"] = options.theorems;
+  if (!options.executors.empty()) request["executors"] = options.executors;
   if (!options.golden.empty()) request["golden"] = options.golden;
   if (options.seed != 0) request["seed"] = options.seed;
   json reports = json::array();
@@ -64,7 +70,7 @@ int run_check(const Options& options) {
     const json parsed = json::parse(report);
     passed = passed && parsed.value("passed", false);
     // A partial check would overwrite a full one.
-    if (options.theorems.empty()) keep(id, report);
+    if (options.theorems.empty() && mechanism(id).info().family != "foreign") keep(id, report);
     reports.push_back(parsed);
     if (options.json != "-") {
       fmt::print("{}\n", check_table(report));
@@ -80,9 +86,14 @@ int run_check(const Options& options) {
 void add_check(CLI::App& program, int& status) {
   auto options = std::make_shared<Options>();
   CLI::App* command = program.add_subcommand("check", "Hold mechanisms against the theorems");
-  command->add_option("ID", options->ids, "Mechanisms, as `regard list` names them");
+  command->add_option("ID", options->ids,
+                      "Mechanisms, as `regard list` names them; a specification (.json); with python -m regard also "
+                      "a Python file (.py)");
   command->add_flag("--all", options->all, "Every registered mechanism");
   command->add_option("--theorems", options->theorems, "Only these (comma between)")
+      ->type_name("NAMES")
+      ->delimiter(',');
+  command->add_option("--executors", options->executors, "What the theorem split runs on (default: split)")
       ->type_name("NAMES")
       ->delimiter(',');
   command->add_option("--golden", options->golden, "Folder of golden cases (default: REGARD_GOLDEN)")->type_name("DIR");
@@ -94,7 +105,9 @@ void add_check(CLI::App& program, int& status) {
       "Examples:\n"
       "  regard check softmax-attention\n"
       "  regard check --all --theorems gradients,empty-rows\n"
-      "  regard check simpool --json report.json");
+      "  regard check simpool --json report.json\n"
+      "  regard check my_spec.json\n"
+      "  python -m regard check my_attention.py");
   command->callback([options, &status] { status = run_check(*options); });
 }
 

@@ -1,11 +1,14 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "regard/base/file.h"
 #include "regard/base/table.h"
+#include "regard/check/check.h"
 #include "regard/cli/command.h"
 #include "regard/nn/mechanism.h"
 
@@ -35,6 +38,51 @@ std::string verdict(const json& report) {
   return failed ? fmt::format("{} pass, {} fail", pass, failed) : fmt::format("{} pass", pass);
 }
 
+/// Capabilities as words, computed by the theorems: "causal decode packed ...".
+constexpr std::pair<const char*, const char*> kCapabilities[] = {
+    {"causal", "causal"},          {"decode", "decode"},   {"packed", "packed"},   {"split", "split"},
+    {"sharded", "sharded"},        {"lengths", "lengths"}, {"cross", "cross"},     {"fused", "fused"},
+    {"second_order", "2nd order"}, {"half_types", "bf16"}, {"compile", "compile"}, {"export", "export"}};
+
+/// The capabilities in a kept report; null for none, or one that another version wrote.
+json capabilities(const json& report) {
+  if (!report.is_object()) return nullptr;
+  try {
+    return json::parse(capabilities_of_report(report.dump()));
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}
+
+std::string words(const json& capabilities) {
+  std::string text;
+  if (!capabilities.is_object()) return text;
+  for (const auto& [key, word] : kCapabilities)
+    if (capabilities.value(key, false)) text += (text.empty() ? "" : ", ") + std::string(word);
+  return text;
+}
+
+/// Why theorems do not apply, mechanisms of one reason together. A refusal begins with the mechanism's own name.
+std::string reasons(const json& shown) {
+  std::map<std::pair<std::string, std::string>, std::string> ids;
+  std::vector<std::pair<std::string, std::string>> order;
+  for (const auto& mechanism : shown) {
+    if (!mechanism["capabilities"].is_object()) continue;
+    const std::string id = mechanism["id"];
+    for (const auto& [theorem, reason] : mechanism["capabilities"]["why"].items()) {
+      std::string text = reason;
+      if (const std::string own = "[" + id + "] "; text.starts_with(own)) text = text.substr(own.size());
+      std::string& list = ids[{theorem, text}];
+      if (list.empty()) order.emplace_back(theorem, text);
+      list += (list.empty() ? "" : ", ") + id;
+    }
+  }
+  std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::string text;
+  for (const auto& key : order) text += fmt::format("  {}: {}\n    {}\n", key.first, key.second, ids[key]);
+  return text.empty() ? text : "\nTheorems that do not apply, and why:\n" + text;
+}
+
 std::string traits(const json& mechanism) {
   std::string text;
   const auto add = [&](bool has, const char* word) {
@@ -53,15 +101,18 @@ void list(const std::string& role, const std::string& file) {
   for (auto& mechanism : all) {
     if (!role.empty() && mechanism["role"] != role) continue;
     mechanism["check"] = report_of(mechanism["id"]);
+    mechanism["capabilities"] = capabilities(mechanism["check"]);
     shown.push_back(mechanism);
   }
   if (!file.empty()) return write_output("list", file, shown.dump(2));
-  std::vector<std::vector<std::string>> rows = {{"id", "role", "family", "checked", "title", "notes"}};
+  std::vector<std::vector<std::string>> rows = {{"id", "role", "family", "checked", "title", "can", "notes"}};
   for (const auto& mechanism : shown)
     rows.push_back({mechanism["id"], mechanism["role"], mechanism["family"], verdict(mechanism["check"]),
-                    mechanism["title"], traits(mechanism)});
+                    mechanism["title"], words(mechanism["capabilities"]), traits(mechanism)});
   fmt::print("{}", table(rows, rows.front().size()));
-  fmt::print("\n{} mechanisms. 'checked' is the last `regard check ID` on this machine.\n", rows.size() - 1);
+  fmt::print("{}", reasons(shown));
+  fmt::print("\n{} mechanisms. 'checked' and 'can' are what the last `regard check ID` on this machine found.\n",
+             rows.size() - 1);
 }
 
 struct Options {

@@ -2,8 +2,6 @@
 
 #include <torch/csrc/autograd/custom_function.h>
 
-#include <algorithm>
-
 #include "regard/nn/mechanism.h"
 #include "regard/nn/shapes.h"
 #include "regard/ops/attention.h"
@@ -72,7 +70,7 @@ struct PaddedMeanPool {
   static at::Tensor forward(const Config&, const Weights&, const at::Tensor& x, Context& context) {
     const at::Tensor lengths = context.input("lengths");
     const at::Tensor real = lengths.defined() ? without_padding(x, lengths) : x;
-    return real.sum(1) / std::max<int64_t>(1, x.size(1));
+    return real.sum(1) / at::ones_like(x.select(2, 0)).sum(1, /*keepdim=*/true).clamp_min(1);
   }
 };
 
@@ -114,7 +112,7 @@ struct BatchMixer {
   static Info info() { return faulty("faulty-batch", Role::mixer, "batch-mates matter"); }
   static void declare(const Config&, Declaration&) {}
   static at::Tensor forward(const Config&, const Weights&, const at::Tensor& x, Context&) {
-    return x.size(0) == 0 ? x : x - 1e-3 * x.mean(0, /*keepdim=*/true);
+    return x.sym_size(0) == 0 ? x : x - 1e-3 * x.mean(0, /*keepdim=*/true);
   }
 };
 
@@ -129,7 +127,7 @@ struct EmptyPool {
   static void declare(const Config&, Declaration&) {}
   static at::Tensor forward(const Config&, const Weights&, const at::Tensor& x, Context& context) {
     const at::Tensor lengths = context.input("lengths");
-    if (!lengths.defined()) return x.sum(1) / std::max<int64_t>(1, x.size(1));
+    if (!lengths.defined()) return x.sum(1) / at::ones_like(x.select(2, 0)).sum(1, /*keepdim=*/true).clamp_min(1);
     return without_padding(x, lengths).sum(1) / real_tokens(x, lengths).sum(1);
   }
 };
@@ -146,7 +144,7 @@ struct ColumnMixer {
   static void declare(const Config&, Declaration&) {}
   static at::Tensor forward(const Config&, const Weights&, const at::Tensor& x, Context&) {
     const at::Tensor tokens = x.dim() == 3 ? x : x.transpose(2, 3).flatten(2).transpose(1, 2);
-    return (tokens * at::arange(tokens.size(1), tokens.options()).unsqueeze(1)).sum(1);
+    return (tokens * (at::ones_like(tokens).cumsum(1) - 1)).sum(1);
   }
 };
 

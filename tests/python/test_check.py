@@ -12,8 +12,10 @@ import torch
 import regard  # noqa: F401  (loads the library)
 
 IDS = [entry["id"] for entry in json.loads(torch.ops.regard.registry())]
-THEOREMS = ["paths-agree", "causality", "gradients", "empty-rows", "padding", "batch", "maps", "permutation", "golden"]
-PLUGIN = pathlib.Path(os.environ.get("REGARD_BUILD_DIR", ".")) / "tests" / "faulty_mechanisms.so"
+THEOREMS = ["paths-agree", "causality", "cache", "split", "packed", "gradients", "checkpoint", "empty-rows",
+            "padding", "batch", "threads", "dtypes", "maps", "permutation", "compile", "export", "golden"]
+PLUGINS = [pathlib.Path(os.environ.get("REGARD_BUILD_DIR", ".")) / "tests" / f"faulty_{name}.so"
+           for name in ("mechanisms", "sequences")]
 
 # The theorem that finds the fault, and the words of the claim that fails.
 FAULTS = {
@@ -26,7 +28,14 @@ FAULTS = {
     "faulty-map": ("maps", "the map's output equals the tokens'"),
     "faulty-path": ("paths-agree", "output equals the composite's"),
     "faulty-fallback": ("paths-agree", "the path asked for is the path that runs"),
+    "faulty-convolution": ("causality", "follow"),
+    "faulty-mask": ("causality", "follow"),
+    "faulty-axis": ("causality", "follow"),
+    "faulty-cache": ("cache", "a decode"),
+    "faulty-normalization": ("batch", "alone equals the sample in its batch"),
 }
+# No fault above needs more tokens than this.
+FEW_TOKENS = 4
 
 
 def check(id, **options):
@@ -55,7 +64,9 @@ def test_every_mechanism_satisfies_every_theorem(id):
             assert entry["claims"] > 0 and entry["cases"] > 0 and entry["paths"], entry
     assert outcomes(report)["gradients"] == "pass"
     gradients = next(entry for entry in report["theorems"] if entry["theorem"] == "gradients")
-    assert not gradients["notes"], "forward mode works through every mechanism of the house"
+    assert not gradients["notes"], "forward mode and the second order work through every mechanism of the house"
+    assert outcomes(report)["checkpoint"] == outcomes(report)["threads"] == outcomes(report)["dtypes"] == "pass"
+    assert not report["rounding"]
 
 
 def test_softmax_attention_runs_on_every_path():
@@ -90,6 +101,7 @@ def test_chosen_theorems_run_alone_in_the_order_of_the_report():
     ("mean", '{"theorems": ["causalty"]}', r"\[check\] expected theorems among .*; found 'causalty'; did you mean 'causality'"),
     ("mean", '{"theorems": "batch"}', r"\[check\] expected theorems to be a list of names; found \"batch\""),
     ("mean", '{"golde": "x"}', r"\[check\] expected options among .*; found 'golde': \"x\"; did you mean 'golden'"),
+    ("mean", '{"executors": ["locl"]}', r"\[check\] expected executors among .*; found 'locl'; did you mean 'local'"),
     ("mean", '{"seed": -1}', r"\[check\] expected options among .*; found 'seed': -1"),
     ("mean", "[", r"\[check\] expected the options to be a JSON object; found \["),
     ("mean", '{"golden": "/nowhere"}', r"\[golden\] expected a directory of golden cases; found '/nowhere'"),
@@ -117,30 +129,48 @@ def test_capabilities_are_computed():
     assert not table["mean"]["gradients"], "a theorem that did not run proves nothing"
 
 
+def test_capabilities_say_why_not():
+    def row(id, *theorems):
+        return json.loads(torch.ops.regard.capabilities_of_report(json.dumps(check(id, theorems=list(theorems)))))
+    softmax = row("softmax-attention", "cache", "packed", "paths-agree", "threads")
+    for capability in ("decode", "packed", "fused"):
+        assert softmax[capability] is True, capability
+    assert softmax["threads"] in ("bits", "rounding") and not softmax["gradients"]
+    mean = row("mean", "cache", "paths-agree", "threads", "gradients")
+    assert mean["second_order"] and mean["forward_mode"] and mean["threads"] == "bits" and not mean["decode"]
+    assert mean["why"] == {"cache": "no configuration is causal, so nothing decodes",
+                           "paths-agree": "it runs no attention op, so it has one path"}
+
+
 # ---- planted faults --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def faulty_reports():
-    """Reports of the plug-in's mechanisms, from a process of their own: this one's registry stays clean."""
-    if not PLUGIN.exists():
-        pytest.fail(f"no plug-in at {PLUGIN}")
+    """Reports of the plug-ins' mechanisms, from a process of their own: this one's registry stays clean."""
+    for plugin in PLUGINS:
+        if not plugin.exists():
+            pytest.fail(f"no plug-in at {plugin}")
     script = """
 import json, sys, torch
 import regard
-torch.ops.regard.load_plugin(sys.argv[1])
+for plugin in sys.argv[1:]:
+    torch.ops.regard.load_plugin(plugin)
 ids = [e["id"] for e in json.loads(torch.ops.regard.registry()) if e["family"] == "faulty"]
 reports = [json.loads(torch.ops.regard.check(id, '{"golden": ""}')) for id in ids]
+options = {"golden": "", "theorems": ["split"], "executors": ["faulty-split"]}
+ids.append("an executor that forgets to rescale")
+reports.append(json.loads(torch.ops.regard.check("softmax-attention", json.dumps(options))))
 tables = [torch.ops.regard.check_table(json.dumps(report)) for report in reports]
 print(json.dumps({id: [report, table] for id, report, table in zip(ids, reports, tables)}))
 """
-    done = subprocess.run([sys.executable, "-c", script, str(PLUGIN)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script, *map(str, PLUGINS)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_every_planted_fault_is_listed_here(faulty_reports):
-    assert set(faulty_reports) == set(FAULTS)
+    assert set(faulty_reports) == {*FAULTS, "an executor that forgets to rescale"}
 
 
 @pytest.mark.parametrize("id", FAULTS)
@@ -155,16 +185,28 @@ def test_the_right_theorem_finds_the_fault(faulty_reports, id):
     assert counterexample["config"]["width"] == 8
     assert counterexample["inputs"].startswith("x (") and counterexample["path"]
     assert failed[0]["failures"] > 0
+    x = torch.tensor(counterexample["tokens"]["x"])
+    assert x.shape[0] <= 3 and x.shape[1] <= FEW_TOKENS and "x = [[[" in table
     assert f"{id}: FAILED" in table and counterexample["inputs"] in table
+
+
+def test_a_merge_that_forgets_to_rescale_is_found_by_the_theorem_of_parts(faulty_reports):
+    report, table = faulty_reports["an executor that forgets to rescale"]
+    assert outcomes(report) == {"split": "fail"} and "softmax-attention: FAILED" in table
+    counterexample = report["theorems"][0]["counterexample"]
+    assert counterexample["claim"].startswith("output of faulty-split:2 equals the whole's")
+    assert "executor faulty-split:2" in counterexample["inputs"]
+    assert len(counterexample["tokens"]["x"]) == 1 and len(counterexample["tokens"]["x"][0]) <= FEW_TOKENS
 
 
 def test_counterexamples_are_the_smallest_and_say_where(faulty_reports):
     leak = next(e for e in faulty_reports["faulty-leak"][0]["theorems"] if e["outcome"] == "fail")["counterexample"]
-    assert leak["config"]["causal"] and leak["inputs"] == "x (2, 6, 8), prefix 1"   # one token has no future
+    assert leak["config"]["causal"] and leak["inputs"] == "x (1, 2, 8)"   # one token has no future
     assert len(leak["index"]) == 3 and leak["expected"] != leak["found"]
+    assert torch.tensor(leak["tokens"]["x"]).count_nonzero() == 0, "the tokens themselves do not matter"
     batch = next(e for e in faulty_reports["faulty-batch"][0]["theorems"] if e["outcome"] == "fail")["counterexample"]
     assert batch["inputs"] == "x (2, 1, 8)"
-    assert 1e-5 < batch["error"] < 1e-2
+    assert torch.tensor(batch["tokens"]["x"]).count_nonzero() <= 2
 
 
 def test_the_fault_that_crashes_nothing_else(faulty_reports):

@@ -111,14 +111,14 @@ def test_wrong_input_is_one_clear_line(capfd, arguments, message):
     assert message in refused(capfd, *arguments)
 
 
-def test_python_says_plainly_that_it_checks_no_files(capfd, tmp_path):
-    from regard.cli import main
-    missing, there = tmp_path / "gone.py", tmp_path / "mine.py"
-    there.write_text("")
-    for path, found in ((missing, f"'{missing}', and no such file exists"), (there, f"'{there}'")):
-        assert main(["check", str(path)]) == 2
-        assert capfd.readouterr().err == ("regard: [check] expected the id of a mechanism (this version does not check "
-                                          f"Python files); found {found}\n")
+def test_the_program_checks_a_specification(capfd, tmp_path):
+    path = tmp_path / "band.json"
+    path.write_text(regard.Spec(mask=lambda b, h, i, j: (i >= j) & (i - j < 3)).json)
+    assert cli("check", str(path), "--theorems", "causality,cache,gradients") == 0
+    out = capfd.readouterr().out
+    assert out.startswith("spec: passed") and "causality" in out and "cache" in out
+    path.write_text(regard.Spec(score=lambda s, b, h, i, j: s + torch.zeros(4)[h]).json)
+    assert "a specification without captures" in refused(capfd, "check", str(path))
 
 
 def test_explain(capfd, tmp_path):

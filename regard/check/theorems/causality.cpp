@@ -63,6 +63,11 @@ class Causality final : public Theorem {
         {"NaN", at::full({1}, std::numeric_limits<double>::quiet_NaN(), options)}};
     for (const auto& [label, future] : futures) {
       const at::Tensor changed = call(example.with_x(with_future(example.x, cut, future)), path);
+      if (example.foreign() && label == std::string("NaN")) {
+        const bool reaches = !finite(changed.slice(1, 0, cut));
+        findings.note(reaches ? "NaN in the future reaches the past (0 * NaN)" : "NaN in the future reaches nothing");
+        continue;
+      }
       findings.compare("outputs before token " + std::to_string(cut) + " stay when " + label + " follow", past,
                        changed.slice(1, 0, cut));
     }

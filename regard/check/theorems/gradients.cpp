@@ -87,7 +87,7 @@ class Gradients final : public Theorem {
 
   void run(const Case& original, Findings& findings) const override {
     c10::AutoGradMode grad(true);
-    for (const std::string& path : original.paths) {
+    for (const std::string& path : chosen(original)) {
       findings.at(original, path);
       Case example = differentiable(original);
       const std::vector<Leaf> places = leaves(example);
@@ -100,11 +100,22 @@ class Gradients final : public Theorem {
           gradients(projection(call(example, path)), values(places), /*create_graph=*/true);
       compare_all("first", example, places, direction, first, largest_part(first, direction), loss, findings);
       check_forward_mode(example, places, direction, first, path, findings);
-      check_second_order(example, places, direction, first, path, findings);
+      try {
+        check_second_order(example, places, direction, first, path, findings);
+      } catch (const std::exception& exception) {
+        if (!original.foreign()) throw;
+        findings.note("second order is not available", message_of(exception));
+      }
     }
   }
 
  private:
+  // With inputs beside x the two ends, composite and fused: the theorem paths-agree has compared the others' gradients.
+  static std::vector<std::string> chosen(const Case& example) {
+    if (example.inputs.empty() || example.paths.size() < 3) return example.paths;
+    return {example.paths.front(), example.paths.back()};
+  }
+
   // Keeps the best step: a kink inside a step spoils its slope, never a smaller one's.
   static bool agree(const std::string& what, double derivative, double scale,
                     const std::function<double(double)>& numeric, Findings& findings) {

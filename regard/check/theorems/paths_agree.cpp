@@ -33,10 +33,8 @@ class PathsAgree final : public Theorem {
                      ran_only(ran, "attention", path));
       findings.compare("output equals the composite's", reference.output, found.output);
       for (size_t i = 0; i < found.gradients.size(); ++i) {
-        // A gradient that is zero but for rounding is measured against the case's largest.
-        const double scale = std::max(magnitude(reference.gradients[i]), 1e-3 * reference.largest_gradient);
         findings.compare("gradient of " + found.names[i] + " equals the composite's", reference.gradients[i],
-                         found.gradients[i], scale);
+                         found.gradients[i], scale_of(reference, i));
       }
     }
     for (const auto& [path, reason] : example.refused_paths) findings.note(path + " refused", reason);

@@ -36,7 +36,7 @@ class Permutation final : public Theorem {
     const at::Tensor index = at::tensor(order);
     const at::Tensor straight = call(example, path);
     const at::Tensor permuted = call(example.with_x(example.x.index_select(1, index)), path);
-    const bool pool = straight.dim() == 2;
+    const bool pool = !example.per_token;
     const at::Tensor expected = pool ? straight : straight.index_select(1, index);
     const bool holds = difference(expected, permuted).error <= tolerance();
     const std::string fact =

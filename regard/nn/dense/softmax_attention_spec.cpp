@@ -89,8 +89,13 @@ class Builder {
   const std::map<std::string, at::Tensor>& captured() const { return captured_; }
 
  private:
-  /// N, or the row's own length: padding does not count.
+  /// N, or the row's own length: padding does not count, nor do other packed sequences.
   Expr number_of_keys(const at::Tensor& lengths) {
+    if (context_.cu_seqlens().defined()) {  // packed: the keys of the query's own sequence
+      const at::Tensor bounds = context_.cu_seqlens(), segments = context_.segments(q_.transpose(1, 2));
+      const at::Tensor counts = at::diff(bounds).index_select(0, segments);
+      return cast(hold("packed_keys", Type::integer, counts, {row()}), Type::real);
+    }
     if (!lengths.defined()) return cast(keys(), Type::real);
     const Expr length = hold("lengths", Type::integer, lengths, {batch()});
     return cast(max(min(length, keys()), Expr(1)), Type::real);
