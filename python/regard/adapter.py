@@ -48,7 +48,7 @@ _DOCS = {"lengths": "(B) int64", "hidden": "(M, N) bool: true = NOT attended", "
 _SCHEMA = ("(Tensor x, Tensor[] weights, Tensor[] inputs, str[] input_names, bool causal, bool training, "
            "str[] outputs) -> Tensor[]")
 
-_library = torch.library.Library("regard_foreign", "DEF")
+_library = torch.library.Library("regard_foreign", "FRAGMENT")
 _ops: dict[str, "Adapted"] = {}
 
 

@@ -171,6 +171,6 @@ def _record(result: dict, claim: str, error: float, config: str, x: torch.Tensor
             "error": error if error < float("inf") else "infinite", "expected": 0.0, "found": 0.0, "tokens": {}}}
 
 
-_library = torch.library.Library("regard_python", "DEF")
+_library = torch.library.Library("regard_python", "FRAGMENT")
 _library.define("theorem(str name, str id, int seed) -> str")
 _library.impl("theorem", lambda name, id, seed: json.dumps(entry(name, id, seed)), "CompositeExplicitAutograd")
