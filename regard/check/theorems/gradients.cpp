@@ -17,8 +17,8 @@ namespace {
 
 // The five-point rule below errs by h^4 times a fifth derivative, which grows with the length of the direction (some
 // hundred entries), and by 1e-16 / h: both below 1e-8 here. Smaller steps follow for a function that has a kink (a
-// maximum) within the first.
-constexpr double kSteps[] = {3e-4, 3e-5, 3e-6};
+// maximum) or a jump (a sign) within the first.
+constexpr double kSteps[] = {3e-4, 3e-5, 3e-6, 3e-7};
 constexpr double kTolerance = 1e-6;
 constexpr double kGood = 1e-7;  // no smaller step is tried
 // A derivative much smaller than the case's largest is measured against that one: it may be zero but for rounding.

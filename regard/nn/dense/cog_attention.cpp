@@ -1,5 +1,7 @@
 #include "regard/nn/dense/cog_attention.h"
 
+#include <cmath>
+
 #include "regard/base/error.h"
 #include "regard/nn/attention_weights.h"
 #include "regard/nn/dense/rotary.h"
@@ -92,8 +94,10 @@ void CogAttention::declare(const Config& config, Declaration& weights) {
     weights.linear("proj", inner, config.width);
     return;
   }
-  for (const char* name : {"qw", "kw", "vw"}) weights.weight(name, {config.width, inner}, Init::normal(0.02));
-  weights.weight("ow", {inner, config.width}, Init::normal(0.02));
+  // torch.nn.Linear's: much smaller weights would put every score where its sign jumps.
+  const auto linear = [](int64_t inputs) { return Init::uniform(1 / std::sqrt(static_cast<double>(inputs))); };
+  for (const char* name : {"qw", "kw", "vw"}) weights.weight(name, {config.width, inner}, linear(config.width));
+  weights.weight("ow", {inner, config.width}, linear(inner));
 }
 
 REGARD_MECHANISM(CogAttention)
