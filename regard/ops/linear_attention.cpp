@@ -33,8 +33,8 @@ LinearStep recomputed(const LinearForm& form, const LinearTokens& t, const at::T
     const LinearStep step = without_autocast(form, {in[0], in[1], in[2], in[3], in[4]}, in[5]);
     return step.o.defined() ? std::vector<at::Tensor>{step.state, step.o} : std::vector<at::Tensor>{step.state};
   };
-  const auto out = run_stripes(t.k.sym_size(2), 0, {t.q, t.k, t.v, t.decay, t.beta, state}, chunk,
-                               {Combine::sum(), Combine::sum()});
+  const auto out =
+      run_stripes(t.k.sym_size(2), 0, {t.q, t.k, t.v, t.decay, t.beta, state}, chunk, {Combine::sum(), Combine::sum()});
   return {out.size() > 1 ? out[1] : at::Tensor(), out[0]};
 }
 
@@ -43,7 +43,8 @@ std::vector<LinearTokens> cut(const LinearTokens& t, const std::vector<int64_t>&
   const auto parts = [&](const at::Tensor& x, int64_t dim) {
     return x.defined() ? x.split_with_sizes(lengths, dim) : std::vector<at::Tensor>(lengths.size());
   };
-  const auto q = parts(t.q, 3), k = parts(t.k, 2), v = parts(t.v, 2), decay = parts(t.decay, 2), beta = parts(t.beta, 2);
+  const auto q = parts(t.q, 3), k = parts(t.k, 2), v = parts(t.v, 2), decay = parts(t.decay, 2),
+             beta = parts(t.beta, 2);
   std::vector<LinearTokens> out;
   for (size_t i = 0; i < lengths.size(); ++i) out.push_back({q[i], k[i], v[i], decay[i], beta[i]});
   return out;
@@ -58,7 +59,8 @@ at::Tensor joined(const std::vector<at::Tensor>& parts, int64_t dim) {
 LinearStep linear_walk(const LinearForm& form, const LinearTokens& tokens, const at::Tensor& state, int64_t chunk,
                        bool recompute) {
   const auto known = tokens.k.sym_size(2).maybe_as_int();
-  if (!known || *known <= chunk) return recompute ? recomputed(form, tokens, state) : without_autocast(form, tokens, state);
+  if (!known || *known <= chunk)
+    return recompute ? recomputed(form, tokens, state) : without_autocast(form, tokens, state);
   std::vector<int64_t> lengths(static_cast<size_t>((*known + chunk - 1) / chunk), chunk);
   lengths.back() = *known - chunk * static_cast<int64_t>(lengths.size() - 1);
   LinearStep step{{}, state};
@@ -73,17 +75,6 @@ LinearStep linear_walk(const LinearForm& form, const LinearTokens& tokens, const
 
 namespace {
 
-/// S = sum_j k_j v_j^T, read by every query.
-LinearStep linear_everywhere(const LinearForm& form, const LinearTokens& t, const at::Tensor& state) {
-  const NoAutocast guard(c10::autocast_dispatch_keyset);
-  LinearStep step;
-  step.state = state + at::matmul(t.k.to(form.compute).transpose(2, 3), t.v.to(form.compute));
-  if (!t.q.defined()) return step;
-  step.o = at::matmul(t.q.to(form.compute) * form.scale, step.state.unsqueeze(2));
-  if (form.normalize) step.o = step.o.slice(4, 0, -1) / (step.o.slice(4, -1) + form.eps);
-  return step;
-}
-
 struct Plan {
   bool recurrent = false;
   Path path = Path::composite;
@@ -94,14 +85,14 @@ Plan plan_of(const LinearForm& form, const at::Tensor& k, const LinearArguments&
   Plan plan;
   plan.chunk = a.chunk > 0 ? a.chunk : form.decay == Decay::none && !a.beta.defined() ? kPlainChunk : kChunk;
   plan.path = path_from_name("linear_attention", a.path);
-  const std::string refusal = "the form of linear attention in torch's operations alone";
-  if (plan.path == Path::fused) fail("linear_attention", "a path that it has: auto, stripe, composite", "'fused'");
-  if (plan.path == Path::automatic && strict())
-    fail("linear_attention", "a call that the fused path runs, because strict is on", refusal);
+  require(plan.path != Path::fused, "linear_attention", "a path that it has: auto, stripe, composite", "'fused'");
+  require(plan.path != Path::automatic || !strict(), "linear_attention",
+          "a path asked by name, because strict is on and no fused path exists", "path 'auto'");
   const auto tokens = k.sym_size(2).maybe_as_int();
-  plan.recurrent = form.causal && tokens && (a.form == "recurrent" || (a.form == "auto" && *tokens <= kFewTokens && *tokens > 0));
-  require(form.causal && (tokens || a.form != "recurrent"), "linear_attention", "a known number of tokens with form recurrent",
-          "one that is traced");
+  const bool few = tokens && *tokens <= kFewTokens;
+  plan.recurrent = form.causal && (a.form == "recurrent" || (a.form == "auto" && few));
+  require(tokens || !plan.recurrent, "linear_attention", "a known number of tokens with form recurrent",
+          "a traced one");
   if (plan.path == Path::automatic)
     plan.path = form.causal && !plan.recurrent && tokens && *tokens > plan.chunk ? Path::stripe : Path::composite;
   return plan;
@@ -111,9 +102,9 @@ Plan plan_of(const LinearForm& form, const at::Tensor& k, const LinearArguments&
 LinearStep run_linear(const LinearForm& form, const Plan& plan, const LinearTokens& tokens, const at::Tensor& state) {
   const auto count = tokens.k.sym_size(2).maybe_as_int();
   if (!form.causal) return linear_everywhere(form, tokens, state);
-  if (count && *count == 0) {
-    return {tokens.q.defined() ? at::matmul(tokens.q.to(form.compute), state.unsqueeze(2)).slice(4, 0, form.normalize ? -1 : INT64_MAX)
-                               : at::Tensor(), state};
+  if (count && *count == 0) {  // nothing to read, nothing written
+    const at::Tensor o = at::matmul(tokens.q.to(form.compute), state.unsqueeze(2));
+    return {form.normalize ? o.slice(4, 0, -1) : o, state};
   }
   if (plan.recurrent) {
     const NoAutocast guard(c10::autocast_dispatch_keyset);
@@ -125,20 +116,26 @@ LinearStep run_linear(const LinearForm& form, const Plan& plan, const LinearToke
 at::Tensor initial_of(const LinearForm& form, const LinearArguments& a, const at::Tensor& k, const at::Tensor& v) {
   const c10::SymInt rows = a.cu_seqlens.defined() ? a.cu_seqlens.sym_size(0) - 1 : k.sym_size(0);
   if (!a.initial_state.defined())
-    return at::zeros_symint({rows, k.sym_size(1), k.sym_size(3), v.sym_size(3) + (form.normalize ? 1 : 0)},
+    return at::zeros_symint({rows, k.sym_size(1), k.sym_size(3), v.sym_size(3) + int64_t{form.normalize}},
                             k.options().dtype(form.compute).requires_grad(std::nullopt));
   return form.normalize ? at::cat({a.initial_state, a.initial_z.unsqueeze(3)}, 3) : a.initial_state;
 }
 
-LinearStep run_packed(const LinearForm& form, const Plan& plan, const LinearTokens& tokens, const at::Tensor& states,
-                      const at::Tensor& bounds) {
-  require(concrete(bounds), "linear_attention", "cu_seqlens whose numbers are known", "traced ones");
+std::vector<int64_t> lengths_of(const at::Tensor& bounds) {
   const at::Tensor whole = bounds.to(at::kLong).cpu().contiguous();
   const int64_t* b = whole.const_data_ptr<int64_t>();
   std::vector<int64_t> lengths;
   for (int64_t i = 0; i + 1 < whole.size(0); ++i) lengths.push_back(b[i + 1] - b[i]);
+  return lengths;
+}
+
+/// One sequence after the other: no chunk straddles two.
+LinearStep run_packed(const LinearForm& form, const Plan& plan, const LinearTokens& tokens, const at::Tensor& states,
+                      const at::Tensor& bounds) {
+  if (!concrete(bounds)) return linear_packed_traced(form, tokens, states, bounds);
+  if (bounds.size(0) == 1) return {run_linear(form, plan, tokens, at::zeros_like(states.sum(0, true))).o, states};
   std::vector<at::Tensor> outputs, ends;
-  const auto parts = cut(tokens, lengths);
+  const auto parts = cut(tokens, lengths_of(bounds));
   for (size_t i = 0; i < parts.size(); ++i) {
     const LinearStep step = run_linear(form, plan, parts[i], states.narrow(0, static_cast<int64_t>(i), 1));
     outputs.push_back(step.o);

@@ -61,8 +61,9 @@ class Checker {
     const bool value = a_.decay_side == "value";
     const c10::SymInt B = k_.sym_size(0), H = k_.sym_size(1), T = k_.sym_size(2), D = (value ? v : k_).sym_size(3);
     if (!g.is_floating_point() || !(has_sizes(g, {H}) || has_sizes(g, {B, H, T}) || has_sizes(g, {B, H, T, D})))
-      fail(function_, "log_decay " + text_of(Sizes{H}) + ", " + text_of(Sizes{B, H, T}) + " or " + text_of(Sizes{B, H, T, D}) +
-                          ", floating (decay_side " + a_.decay_side + ")",
+      fail(function_,
+           "log_decay " + text_of(Sizes{H}) + ", " + text_of(Sizes{B, H, T}) + " or " + text_of(Sizes{B, H, T, D}) +
+               ", floating (decay_side " + a_.decay_side + ")",
            text_of(g));
     if (!a_.allow_growth && concrete(g) && g.is_cpu() && g.detach().gt(0).any().item<bool>())
       fail(function_, "log_decay <= 0 (or allow_growth)", "a positive entry");
@@ -76,7 +77,7 @@ class Checker {
 
   void numbers() const {
     require(!a_.normalize || (a_.eps > 0 && std::isfinite(a_.eps)), function_, "eps > 0", std::to_string(a_.eps));
-    require(!a_.scale || std::isfinite(*a_.scale), function_, "a finite scale", a_.scale ? std::to_string(*a_.scale) : "");
+    if (a_.scale) require(std::isfinite(*a_.scale), function_, "a finite scale", std::to_string(*a_.scale));
     require(a_.chunk >= 0, function_, "chunk >= 0", std::to_string(a_.chunk));
     require(a_.form == "auto" || a_.form == "chunked" || a_.form == "recurrent", function_,
             "form to be one of 'auto', 'chunked', 'recurrent'",
@@ -125,8 +126,10 @@ class Checker {
   void operand(const char* name, const at::Tensor& t) const {
     if (!t.defined() || t.dim() != 4 || !t.is_floating_point())
       fail(function_, std::string(name) + " (batch, heads, length, width), floating", text_of(t));
-    if (t.scalar_type() != k_.scalar_type()) fail(function_, std::string(name) + " of k's dtype, " + text_of(k_), text_of(t));
-    if (t.device() != k_.device()) fail(function_, std::string(name) + " on k's device " + k_.device().str(), t.device().str());
+    if (t.scalar_type() != k_.scalar_type())
+      fail(function_, std::string(name) + " of k's dtype, " + text_of(k_), text_of(t));
+    if (t.device() != k_.device())
+      fail(function_, std::string(name) + " on k's device " + k_.device().str(), t.device().str());
   }
 
   const char* function_;
@@ -170,6 +173,11 @@ LinearForm check_linear(const char* function, const at::Tensor& q, const at::Ten
   return form;
 }
 
+LinearTokens without(const LinearTokens& t, const at::Tensor& gone) {
+  const auto zeroed = [&](const at::Tensor& x) { return x.defined() ? x.masked_fill(gone, 0) : x; };
+  return {t.q, zeroed(t.k), zeroed(t.v), zeroed(t.decay), zeroed(t.beta)};
+}
+
 LinearTokens tokens_of(const LinearForm& form, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                        const LinearArguments& a) {
   LinearTokens t;
@@ -183,15 +191,10 @@ LinearTokens tokens_of(const LinearForm& form, const at::Tensor& q, const at::Te
                              : g.view({1, -1, 1, 1}).expand_symint({k.sym_size(0), k.sym_size(1), k.sym_size(2), 1});
   }
   if (a.beta.defined()) t.beta = a.beta.unsqueeze(3);
-  if (a.padding.defined()) {
-    const at::Tensor gone = a.padding.unsqueeze(1).unsqueeze(3);  // (B,1,T,1)
-    t.k = t.k.masked_fill(gone, 0);
-    t.v = t.v.masked_fill(gone, 0);
-    if (t.decay.defined()) t.decay = t.decay.masked_fill(gone, 0);
-    if (t.beta.defined()) t.beta = t.beta.masked_fill(gone, 0);
-  }
+  if (a.padding.defined()) t = without(t, a.padding.unsqueeze(1).unsqueeze(3));
   if (form.normalize) {
-    const at::Tensor ones = at::ones_symint({k.sym_size(0), k.sym_size(1), k.sym_size(2), 1}, v.options().requires_grad(std::nullopt));
+    const auto real = v.options().requires_grad(std::nullopt);
+    const at::Tensor ones = at::ones_symint({k.sym_size(0), k.sym_size(1), k.sym_size(2), 1}, real);
     t.v = at::cat({t.v, ones}, 3);
   }
   return t;

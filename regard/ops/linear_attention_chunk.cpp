@@ -43,8 +43,8 @@ void add_blocks(Factors& f, const at::Tensor& b, const c10::SymInt& rows, at::Sc
   const at::Tensor j = counted(b.sym_size(2), b), i = counted(blocks.sym_size(2), b).mul(at::Scalar(rows));
   const at::Tensor not_before = j.unsqueeze(0).ge(i.unsqueeze(1)).unsqueeze(2);  // (nb,n,1)
   f.back = exponential((start - b.unsqueeze(2)).masked_fill(not_before, -kInfinity), type);
-  f.diagonal = exponential((blocks.unsqueeze(4) - blocks.unsqueeze(3)).masked_fill(hidden(rows, b, false).unsqueeze(2), -kInfinity),
-                           type);
+  const at::Tensor within = blocks.unsqueeze(4) - blocks.unsqueeze(3);  // (B,Hk,nb,rows,rows,D)
+  f.diagonal = exponential(within.masked_fill(hidden(rows, b, false).unsqueeze(2), -kInfinity), type);
 }
 
 Factors factors_of(const LinearForm& form, const LinearTokens& t, const c10::SymInt& rows) {
@@ -58,7 +58,8 @@ Factors factors_of(const LinearForm& form, const LinearTokens& t, const c10::Sym
   if (form.decay != Decay::scalar) {
     add_blocks(f, b, rows, form.compute);
   } else {
-    f.pair = exponential((b - b.transpose(2, 3)).masked_fill(hidden(b.sym_size(2), b, false), -kInfinity), form.compute);
+    f.pair =
+        exponential((b - b.transpose(2, 3)).masked_fill(hidden(b.sym_size(2), b, false), -kInfinity), form.compute);
   }
   return f;
 }
@@ -76,14 +77,15 @@ at::Tensor scores_of(const LinearForm& form, const at::Tensor& q, const at::Tens
   const at::Tensor mask = hidden(k.sym_size(2), k, strict);
   if (form.decay != Decay::key) {
     // Queries of one key head are rows of one product.
-    const at::Tensor products = at::matmul(q.flatten(2, 3), k.transpose(2, 3)).view_symint(
-        {q.sym_size(0), q.sym_size(1), q.sym_size(2), q.sym_size(3), k.sym_size(2)});
+    const at::Tensor products =
+        at::matmul(q.flatten(2, 3), k.transpose(2, 3))
+            .view_symint({q.sym_size(0), q.sym_size(1), q.sym_size(2), q.sym_size(3), k.sym_size(2)});
     const at::Tensor decayed = form.decay == Decay::scalar ? products * f.pair.unsqueeze(2) : products;
     return decayed.masked_fill(mask, 0);
   }
   const at::Tensor queries = q.unflatten_symint(3, {-1, rows}), keys = k.unflatten_symint(2, {-1, rows});
-  const at::Tensor earlier = at::matmul(queries * f.first.unsqueeze(2), (k.unsqueeze(2) * f.back).transpose(3, 4).unsqueeze(2))
-                                 .unflatten_symint(5, {-1, rows});
+  const at::Tensor before = (k.unsqueeze(2) * f.back).transpose(3, 4).unsqueeze(2);  // (B,Hk,1,nb,Dk,n)
+  const at::Tensor earlier = at::matmul(queries * f.first.unsqueeze(2), before).unflatten_symint(5, {-1, rows});
   const at::Tensor own = (queries.unsqueeze(5) * (f.diagonal * keys.unsqueeze(3)).unsqueeze(2)).sum(-1);
   return with_diagonal(earlier, own, k).flatten(5, 6).flatten(3, 4).masked_fill(mask, 0);
 }
@@ -92,9 +94,9 @@ at::Tensor scores_of(const LinearForm& form, const at::Tensor& q, const at::Tens
 at::Tensor mix_values(const at::Tensor& scores, const at::Tensor& v, const Factors& f, const c10::SymInt& rows) {
   const at::Tensor blocks = scores.unflatten_symint(3, {-1, rows});  // (B,Hk,G,nb,rows,n)
   const at::Tensor earlier = at::matmul(blocks, (v.unsqueeze(2) * f.back).unsqueeze(2)) * f.first.unsqueeze(2);
-  const at::Tensor diagonal = blocks.unflatten_symint(5, {-1, rows}).diagonal(0, 3, 5).movedim(-1, 3);  // (..,nb,rows,rows)
-  const at::Tensor values = f.diagonal * v.unflatten_symint(2, {-1, rows}).unsqueeze(3);                // (..,nb,rows,rows,Dv)
-  return (earlier + (diagonal.unsqueeze(-1) * values.unsqueeze(2)).sum(-2)).flatten(3, 4);
+  const at::Tensor own = blocks.unflatten_symint(5, {-1, rows}).diagonal(0, 3, 5).movedim(-1, 3);  // (..,nb,rows,rows)
+  const at::Tensor values = f.diagonal * v.unflatten_symint(2, {-1, rows}).unsqueeze(3);           // (..,rows,rows,Dv)
+  return (earlier + (own.unsqueeze(-1) * values.unsqueeze(2)).sum(-2)).flatten(3, 4);
 }
 
 /// q (B,Hk,G,n,D) times S (B,Hk,D,V).

@@ -47,13 +47,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> linear_attention_op(
   a.path = std::move(path);
   a.allow_growth = allow_growth;
   const LinearOutput out = linear_attention(q, k, v, a);
-  const at::Tensor z = out.z.defined() ? out.z : at::empty_symint({out.state.sym_size(0), out.state.sym_size(1), 0}, out.state.options());
-  return {out.o, out.state, z};
+  if (out.z.defined()) return {out.o, out.state, out.z};
+  const c10::SymInt rows = out.state.sym_size(0), heads = out.state.sym_size(1);
+  return {out.o, out.state, at::empty_symint({rows, heads, 0}, out.state.options().requires_grad(std::nullopt))};
 }
 
 TORCH_LIBRARY_FRAGMENT(regard, m) { m.def(schema, guarded<&linear_attention_op>); }
 // vmap asks for a rule even of a composite op: run it, and let the ops inside be batched.
-TORCH_LIBRARY_IMPL(regard, FuncTorchBatchedDecomposition, m) { m.impl("linear_attention", guarded<&linear_attention_op>); }
+TORCH_LIBRARY_IMPL(regard, FuncTorchBatchedDecomposition, m) {
+  m.impl("linear_attention", guarded<&linear_attention_op>);
+}
 
 }  // namespace
 }  // namespace regard

@@ -31,6 +31,9 @@ struct LinearStep {
   at::Tensor state;  ///< (B,Hk,Dk,Dv or Dv + 1)
 };
 
+/// The tokens where `gone` (B,1,T,1) write nothing and keep the state.
+LinearTokens without(const LinearTokens& tokens, const at::Tensor& gone);
+
 /// Checks every argument. `q` may be undefined (a span).
 LinearForm check_linear(const char* function, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                         const LinearArguments& arguments);
@@ -45,6 +48,12 @@ LinearStep linear_loop(const LinearForm& form, const LinearTokens& tokens, const
 /// Chunk by chunk; `recompute`: chunks are computed again in the backward, so that only their states are kept.
 LinearStep linear_walk(const LinearForm& form, const LinearTokens& tokens, const at::Tensor& state, int64_t chunk,
                        bool recompute);
+
+/// Packed sequences whose bounds (S + 1) cannot be read while tracing: each a row of a padded batch, as one chunk.
+LinearStep linear_packed_traced(const LinearForm& form, const LinearTokens& tokens, const at::Tensor& states,
+                                const at::Tensor& bounds);
+/// S = sum_j k_j v_j^T of all keys, read by every query.
+LinearStep linear_everywhere(const LinearForm& form, const LinearTokens& tokens, const at::Tensor& state);
 
 /// g with -inf cut to where e^g is 0 in every type, in float64: sums of it keep their small differences.
 at::Tensor cut_decay(const at::Tensor& log_decay);

@@ -42,7 +42,8 @@ LinearSpan span_summary(const at::Tensor& k, const at::Tensor& v, const LinearAr
   const auto real = k.options().dtype(form.compute).requires_grad(std::nullopt);
   at::Tensor state = at::zeros_symint({B, H, D, t.v.sym_size(3)}, real);
   if (t.beta.defined()) {
-    // The delta rule is linear in the state: the columns of the identity, carried without values, become the transition.
+    // The delta rule is linear in the state: the columns of the identity, carried without values, become the
+    // transition.
     t.v = at::cat({t.v, at::zeros_symint({B, H, T, D}, v.options().requires_grad(std::nullopt))}, 3);
     state = at::cat({state, at::diag_embed(at::ones_symint({B, H, D}, real))}, 3);
   }
