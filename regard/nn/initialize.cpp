@@ -46,6 +46,7 @@ void fill(at::Tensor& weight, const WeightDeclaration& declared, const std::opti
       uniform(std::sqrt(6 / (fans.in + fans.out)));
       break;
     }
+    case Init::Kind::identity: weight.zero_().diagonal().fill_(1); break;
     case Init::Kind::kaiming_uniform: uniform(1 / std::sqrt(fans_of(declared).in)); break;
   }
 }

@@ -12,7 +12,7 @@ namespace regard {
 
 /// How a weight starts. Fans are read from the shape as torch.nn.init does.
 struct Init {
-  enum class Kind : uint8_t { zeros, ones, constant, normal, truncated_normal, uniform, xavier_uniform, kaiming_uniform };
+  enum class Kind : uint8_t { zeros, ones, constant, normal, truncated_normal, uniform, xavier_uniform, kaiming_uniform, identity };
   Kind kind = Kind::zeros;
   double value = 0;  ///< constant: the value; normal, truncated_normal (cut at +-2, absolute): std; uniform: bound
   static Init zeros() { return {Kind::zeros, 0}; }
@@ -22,6 +22,7 @@ struct Init {
   static Init truncated_normal(double std) { return {Kind::truncated_normal, std}; }
   static Init uniform(double bound) { return {Kind::uniform, bound}; }
   static Init xavier_uniform() { return {Kind::xavier_uniform, 0}; }
+  static Init identity() { return {Kind::identity, 0}; }  ///< of two dimensions: 1 on the diagonal
   static Init kaiming_uniform() { return {Kind::kaiming_uniform, 0}; }  ///< torch.nn.Linear's: U(-1/sqrt(fan_in), ..)
 };
 
