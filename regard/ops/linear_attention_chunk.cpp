@@ -2,6 +2,7 @@
 
 #include <limits>
 
+#include "regard/ops/call.h"
 #include "regard/ops/linear_attention_parts.h"
 
 namespace regard::ops {
@@ -133,6 +134,13 @@ LinearStep linear_chunk(const LinearForm& form, const LinearTokens& given, const
     const at::Tensor target = t.beta * (t.v - at::matmul(scaled(t.k, f.in), state));
     u = at::linalg_solve_triangular(overlap, target, /*upper=*/false, /*left=*/true, /*unitriangular=*/true);
   }
+  // NaN in a token must not reach the rows before it, as 0 * NaN in the products would.
+  at::Tensor seen = u, poisoned;
+  if (t.q.defined() && !(concrete(u) && at::isfinite(u.detach()).all().item<bool>())) {
+    const at::Tensor finite = at::isfinite(u);
+    seen = at::where(finite, u, at::zeros({}, u.options().requires_grad(std::nullopt)));
+    poisoned = finite.logical_not().cumsum(2).gt(0).unsqueeze(2);
+  }
   LinearStep step;
   const at::Tensor written = at::matmul(scaled(t.k, f.out).transpose(2, 3), by_value ? u * f.out : u);
   step.state = form.decay == Decay::none ? state + written
@@ -142,10 +150,11 @@ LinearStep linear_chunk(const LinearForm& form, const LinearTokens& given, const
   const at::Tensor q = t.q * form.scale;
   const at::Tensor scores = scores_of(form, q, t.k, f, rows, /*strict=*/false);
   if (by_value) {
-    step.o = read(q, state) * f.in.unsqueeze(2) + mix_values(scores, u, f, rows);
+    step.o = read(q, state) * f.in.unsqueeze(2) + mix_values(scores, seen, f, rows);
   } else {
-    step.o = read(form.decay == Decay::none ? q : q * f.in.unsqueeze(2), state) + at::matmul(scores, u.unsqueeze(2));
+    step.o = read(form.decay == Decay::none ? q : q * f.in.unsqueeze(2), state) + at::matmul(scores, seen.unsqueeze(2));
   }
+  if (poisoned.defined()) step.o = step.o.masked_fill(poisoned, std::numeric_limits<double>::quiet_NaN());
   step.o = step.o.slice_symint(3, 0, tokens);
   if (form.normalize) step.o = step.o.slice(4, 0, -1) / (step.o.slice(4, -1) + form.eps);
   return step;
