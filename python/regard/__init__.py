@@ -4,6 +4,7 @@ attention, PairOutput, AttentionOutput     o = normalizer(score) v with score, m
 attention_paged                            attention over keys and values in pages
 scaled_dot_product_attention               torch's function of that name, on Regard
 BlockIndex, attention_blocks               attention to chosen key blocks only, in memory of what is kept
+linear_attention                           kernelized, gated and delta-rule attention with a state
 merge                                      two softmax states over disjoint keys as one
 AttentionMap, RowStatistics                the attention matrix, looked into without being formed
 Edit                                       a change of the attentions inside a module, for one call
@@ -31,14 +32,15 @@ from .checking import check, check_file
 from .conversion import group_heads
 from .edit import Edit
 from .errors import TraceError
+from .linear_attention import LinearAttentionOutput, linear_attention
 from .nn import create, list_mechanisms, load, load_plugin
 from .paged import attention_paged
 from .spec import Spec
 from .trace import PairOutput
 
-__all__ = ["AttentionMap", "AttentionOutput", "BlockIndex", "Edit", "PairOutput", "RowStatistics", "Spec",
+__all__ = ["AttentionMap", "AttentionOutput", "BlockIndex", "Edit", "LinearAttentionOutput", "PairOutput", "RowStatistics", "Spec",
            "TraceError", "attention", "attention_blocks", "attention_paged", "check", "check_file", "create",
-           "expr", "group_heads", "list_mechanisms", "load", "load_plugin", "merge", "models", "nn", "path_counts",
-           "reset_path_counts", "scaled_dot_product_attention", "strict"]
+           "expr", "group_heads", "list_mechanisms", "linear_attention", "load", "load_plugin", "merge", "models",
+           "nn", "path_counts", "reset_path_counts", "scaled_dot_product_attention", "strict"]
 
 __version__ = _torch.ops.regard.version()
