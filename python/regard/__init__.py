@@ -38,8 +38,8 @@ from .paged import attention_paged
 from .spec import Spec
 from .trace import PairOutput
 
-__all__ = ["AttentionMap", "AttentionOutput", "BlockIndex", "Edit", "LinearAttentionOutput", "PairOutput", "RowStatistics", "Spec",
-           "TraceError", "attention", "attention_blocks", "attention_paged", "check", "check_file", "create",
+__all__ = ["AttentionMap", "AttentionOutput", "BlockIndex", "Edit", "LinearAttentionOutput", "PairOutput", "RowStatistics",
+           "Spec", "TraceError", "attention", "attention_blocks", "attention_paged", "check", "check_file", "create",
            "expr", "group_heads", "list_mechanisms", "linear_attention", "load", "load_plugin", "merge", "models",
            "nn", "path_counts", "reset_path_counts", "scaled_dot_product_attention", "strict"]
 
