@@ -33,6 +33,7 @@ std::unique_ptr<Theorem> padding();
 std::unique_ptr<Theorem> batch_independence();
 std::unique_ptr<Theorem> cache();
 std::unique_ptr<Theorem> split();
+std::unique_ptr<Theorem> shard();
 std::unique_ptr<Theorem> packed();
 std::unique_ptr<Theorem> threads();
 std::unique_ptr<Theorem> dtypes();

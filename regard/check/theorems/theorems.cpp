@@ -9,6 +9,7 @@ const std::vector<std::unique_ptr<Theorem>>& theorems() {
     list.push_back(causality());
     list.push_back(cache());
     list.push_back(split());
+    list.push_back(shard());
     list.push_back(packed());
     list.push_back(gradients_theorem());
     list.push_back(checkpointing());
