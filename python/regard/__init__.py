@@ -6,10 +6,12 @@ scaled_dot_product_attention               torch's function of that name, on Reg
 BlockIndex, attention_blocks               attention to chosen key blocks only, in memory of what is kept
 linear_attention                           kernelized, gated and delta-rule attention with a state
 merge                                      two softmax states over disjoint keys as one
+AttentionState                             what attention has seen so far: absorb, merge, finish
 AttentionMap, RowStatistics                the attention matrix, looked into without being formed
 Edit                                       a change of the attentions inside a module, for one call
 Spec                                       attention as data: traced once, printed, stored, compared
 nn, models                                 every registered mechanism and model as a torch.nn.Module
+scale                                      sequences dealt out over devices: rings, shards, bytes sent
 create, list_mechanisms, load_plugin       mechanisms by id
 group_heads                                multi-head attention as grouped-query attention
 load                                       a mechanism and its weights from the file that its save(path) wrote
@@ -23,7 +25,7 @@ import torch as _torch
 
 from . import _library
 
-from . import expr, models, nn, tracing
+from . import expr, models, nn, scale, tracing
 from .attention import (AttentionOutput, attention, merge, path_counts, reset_path_counts,
                         scaled_dot_product_attention, strict)
 from .attention_map import AttentionMap, RowStatistics
@@ -36,11 +38,12 @@ from .linear_attention import LinearAttentionOutput, linear_attention
 from .nn import create, list_mechanisms, load, load_plugin
 from .paged import attention_paged
 from .spec import Spec
+from .state import AttentionState
 from .trace import PairOutput
 
-__all__ = ["AttentionMap", "AttentionOutput", "BlockIndex", "Edit", "LinearAttentionOutput", "PairOutput", "RowStatistics",
-           "Spec", "TraceError", "attention", "attention_blocks", "attention_paged", "check", "check_file", "create",
+__all__ = ["AttentionMap", "AttentionOutput", "AttentionState", "BlockIndex", "Edit", "LinearAttentionOutput",
+           "PairOutput", "RowStatistics", "Spec", "TraceError", "attention", "attention_blocks", "attention_paged", "check", "check_file", "create",
            "expr", "group_heads", "list_mechanisms", "linear_attention", "load", "load_plugin", "merge", "models",
-           "nn", "path_counts", "reset_path_counts", "scaled_dot_product_attention", "strict"]
+           "nn", "path_counts", "reset_path_counts", "scale", "scaled_dot_product_attention", "strict"]
 
 __version__ = _torch.ops.regard.version()

@@ -12,6 +12,7 @@
 #include "regard/nn/shapes.h"
 #include "regard/nn/tap.h"
 #include "regard/ops/call.h"
+#include "regard/ops/executor.h"
 
 namespace regard::detail {
 namespace {
@@ -51,6 +52,9 @@ void check_ports(const Info& info, const Context& context) {
            "'" + name + "'" + suggestion(name, outputs));
 }
 
+/// Shards hold fewer tokens than lengths and grids count.
+bool sharded(const Context& context) { return context.executor && context.executor->sharded(); }
+
 /// The tokens of x (B, N, D) or of a map (B, D, H, W).
 c10::SymInt tokens_of(const at::Tensor& x) {
   if (x.dim() == 3) return x.sym_size(1);
@@ -87,7 +91,7 @@ void check_lengths(const Info& info, const at::Tensor& x, const Context& context
       fail(info.id, name + " (B), integer", describe(lengths));
     if (lengths.sym_size(0) != x.sym_size(0))
       fail(info.id, name + " of the " + describe(x.sym_size(0)) + " rows of x", describe(lengths));
-    if (counted.defined() && counted.dim() >= 3) check_range(info.id, name, lengths, tokens_of(counted));
+    if (counted.defined() && counted.dim() >= 3 && !sharded(context)) check_range(info.id, name, lengths, tokens_of(counted));
   }
 }
 
@@ -135,6 +139,7 @@ void check_layout(const Info& info, const at::Tensor& x, const Context& context)
     return;
   }
   if (context.grid.empty()) return;
+  require(!sharded(context), info.id.c_str(), "all tokens on one device, or no grid", "shards of a grid");
   c10::SymInt tokens = 1;
   for (const auto& length : context.grid) tokens *= length;
   if (tokens + context.prefix != x.sym_size(1))

@@ -63,6 +63,7 @@ void Context::open(const std::string& id, const std::vector<CacheStream>& stream
   if (x.dim() == 3 && x.sym_size(0) != 1)
     fail(id, "x of one row, (1, T, D), with cu_seqlens", std::to_string(x.size(0)) + " rows");
   require(!decoding_, id.c_str(), "a cache or packed sequences", "both");
+  require(!executor || !executor->sharded(), id.c_str(), "packed sequences or tokens on shards", "both");
   for (const char* other : {"lengths", "positions", "memory_lengths"})
     require(!input(other).defined(), id.c_str(), "no lengths or positions beside cu_seqlens, which says both", other);
 }

@@ -68,7 +68,13 @@ class Context {
   /// (B, N) boolean, true at padding: tokens of x that do not exist; undefined without the input "lengths".
   at::Tensor padding(const at::Tensor& x) const;
   /// How many tokens the sequence of x has, on all shards (dimension 1 of x where tokens lie here).
-  c10::SymInt tokens(const at::Tensor& x);
+  c10::SymInt tokens(const at::Tensor& x) const;
+  /// (N) int64: the places of x's tokens (dimension 1) in the whole, from 0, whatever "positions" says.
+  at::Tensor indices(const at::Tensor& x) const;
+  /// x without the context's prefix tokens, which lie first in the whole: (B, N - prefix, ...).
+  at::Tensor behind_prefix(const at::Tensor& x) const;
+  /// The token at one place of the whole, (B, ...); differentiable.
+  at::Tensor token(const at::Tensor& x, int64_t place);
   /// Packed sequences: x is (1, T, D) and "cu_seqlens" (S + 1) holds where each begins, 0 first and T last.
   /// `segments` is (T) int64, the segment of each token; both undefined when the call is not packed. A mechanism that
   /// mixes tokens only in `attend` need not ask.

@@ -47,7 +47,23 @@ at::Tensor Context::padding(const at::Tensor& x) const {
   return executor->positions(x.sym_size(1), x.options()).unsqueeze(0) >= lengths.unsqueeze(1);
 }
 
-c10::SymInt Context::tokens(const at::Tensor& x) {
+at::Tensor Context::indices(const at::Tensor& x) const {
+  if (executor && executor->sharded()) return executor->positions(x.sym_size(1), x.options());
+  return range(0, x.sym_size(1), x);
+}
+
+at::Tensor Context::behind_prefix(const at::Tensor& x) const {
+  if (prefix == 0) return x;
+  if (!executor || !executor->sharded()) return x.slice(1, prefix);
+  return x.slice(1, indices(x).lt(prefix).sum().item<int64_t>());  // a shard's tokens ascend
+}
+
+at::Tensor Context::token(const at::Tensor& x, int64_t place) {
+  if (!executor || !executor->sharded()) return x.select(1, place);
+  return total(x.index_select(1, indices(x).eq(place).nonzero().squeeze(1)).sum(1));
+}
+
+c10::SymInt Context::tokens(const at::Tensor& x) const {
   return executor && executor->sharded() ? executor->tokens(x.sym_size(1)) : x.sym_size(1);
 }
 

@@ -3,6 +3,7 @@
 #include "regard/algebra/spec.h"
 #include "regard/kernels/attention.h"
 #include "regard/ops/boundary.h"
+#include "regard/ops/executor_offers.h"
 #include "regard/ops/explain.h"
 
 namespace regard {
@@ -11,7 +12,7 @@ std::string explain(const std::string& spec) {
   const auto resolved = intern(spec);
   const std::string refusal = kernels::refusal(*resolved);
   return to_string(*resolved) + "\nfused on CPU: " + (refusal.empty() ? "yes, " + kernels::isa() : "no: " + refusal) +
-         "\n";
+         "\noffers executors: " + to_string(offers(*resolved)) + "\n";
 }
 
 namespace {

@@ -70,7 +70,7 @@ Source source_of(const Config& config, const at::Tensor& x, const Context& conte
            describe(memory));
     seen.key_lengths = memory_lengths;
     source.tokens = memory;
-    if (memory_lengths.defined()) source.tokens = zeroed(memory, padding(memory_lengths, memory.sym_size(1)));
+    if (memory_lengths.defined()) source.tokens = zeroed(memory, context.indices(memory).unsqueeze(0) >= memory_lengths.unsqueeze(1));
   } else {
     if (config.separate())
       fail(id, "input memory (B, N, " + std::to_string(config.source_width()) + "), since memory_width is not width", "none");
@@ -93,7 +93,7 @@ at::Tensor positions_of(const char* name, const Context& context, const at::Tens
   const at::Tensor given = context.input(name);
   const c10::SymInt length = x.sym_size(2);
   if (!given.defined() && offset == 0 && std::string_view(name) == "positions") return context.positions(x.transpose(1, 2));
-  if (!given.defined()) return at::arange(at::Scalar(length), x.options().dtype(at::kLong)) + at::Scalar(offset);
+  if (!given.defined()) return context.indices(x.transpose(1, 2)) + at::Scalar(offset);
   const bool rank = given.dim() == 1 || (given.dim() == 2 && given.sym_size(0) == x.sym_size(0));
   if (!rank || given.sym_size(-1) != length)
     fail(id, std::string(name) + " (L) or (B, L), L = " + describe(length), describe(given));

@@ -142,14 +142,15 @@ Normalizer normalizer_of(const Config& config) {
 
 /// Where the queries lie among the keys when the last query of each row lies on its last key, padding not counted:
 /// i + (keys of row b) - (queries of row b), (B, M) int64.
-at::Tensor bottom_right_positions(const Visibility& visibility, const at::Tensor& q, const at::Tensor& k) {
+at::Tensor bottom_right_positions(const Visibility& visibility, const Context& context, const at::Tensor& q,
+                                  const at::Tensor& k) {
   const auto integers = q.options().dtype(at::kLong);
   const auto own = [&](const at::Tensor& lengths, const at::Tensor& tokens) {
-    const at::Tensor all = at::scalar_tensor(at::Scalar(tokens.sym_size(2)), integers);
+    const at::Tensor all = at::scalar_tensor(at::Scalar(context.tokens(tokens.transpose(1, 2))), integers);
     return lengths.defined() ? at::minimum(lengths.to(at::kLong), all) : all;
   };
   const at::Tensor shift = own(visibility.key_lengths, k) - own(visibility.lengths, q);
-  return at::arange(at::Scalar(q.sym_size(2)), integers).unsqueeze(0) + shift.unsqueeze(1);
+  return context.indices(q.transpose(1, 2)).unsqueeze(0) + shift.unsqueeze(1);
 }
 
 /// Whether anything but RoPE's default asks where the queries lie among the keys.
@@ -172,11 +173,11 @@ PreparedAttention prepare(const Config& config, const Weights& weights, const Co
   AttentionArguments& arguments = prepared.arguments;
   if (context.input("memory").defined() && config.alignment == "bottom_right" && positional(config, context)) {
     if (visibility.lengths.defined() || visibility.key_lengths.defined()) {
-      prepared.query_positions = bottom_right_positions(visibility, q, k);
+      prepared.query_positions = bottom_right_positions(visibility, context, q, k);
       builder.hold("query_positions", prepared.query_positions);
       spec.positions.query.tensor = "query_positions";
     } else {
-      arguments.query_offset = k.sym_size(2) - q.sym_size(2);
+      arguments.query_offset = context.tokens(k.transpose(1, 2)) - context.tokens(q.transpose(1, 2));
     }
   }
   arguments.named_captures = builder.captured();

@@ -55,7 +55,7 @@ void ClassToken::declare(const Config&, Declaration&) {}
 
 at::Tensor ClassToken::forward(const Config&, const Weights&, const at::Tensor& x, Context& context) {
   const PoolTokens tokens("class-token", x, context, /*include_prefix=*/true);
-  return tokens.finish(tokens.x.select(1, 0));
+  return tokens.finish(context.token(tokens.x, 0));
 }
 
 // ---- mean ----------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ void MaxPool::declare(const Config&, Declaration&) {}
 
 at::Tensor MaxPool::forward(const Config& config, const Weights&, const at::Tensor& x, Context& context) {
   const PoolTokens tokens("max", x, context, config.include_prefix);
-  return tokens.finish(std::get<0>(tokens.filled(tokens.x, -infinity).max(1)));
+  return tokens.finish(tokens.greatest(tokens.x));
 }
 
 // ---- generalized-mean ----------------------------------------------------------------------------
@@ -119,7 +119,7 @@ at::Tensor GeneralizedMeanPool::forward(const Config& config, const Weights& wei
   const at::Tensor p = scalar(weights, "p", config.p, tokens.x);
   // A row without tokens takes powers of epsilon, never of 0, whose root has no finite gradient.
   const at::Tensor powers = tokens.x.clamp_min(config.epsilon).pow(p);
-  const at::Tensor mean = tokens.padded.defined() ? tokens.filled(powers, 0).sum(1) / tokens.count() : powers.mean(1);
+  const at::Tensor mean = context.total(tokens.filled(powers, 0).sum(1)) / tokens.count();
   return tokens.finish(mean.pow(p.reciprocal())).to(x.scalar_type());
 }
 
@@ -148,7 +148,10 @@ void LogSumExpPool::declare(const Config& config, Declaration& weights) {
 at::Tensor LogSumExpPool::forward(const Config& config, const Weights& weights, const at::Tensor& x, Context& context) {
   const PoolTokens tokens("log-sum-exp", widened(x), context, config.include_prefix);
   const at::Tensor r = scalar(weights, "r", config.r, tokens.x);
-  const at::Tensor total = tokens.filled(tokens.x * r, -infinity).logsumexp(1);  // takes the maximum out itself
+  const at::Tensor own = tokens.filled(tokens.x * r, -infinity).logsumexp(1);  // takes the maximum out itself
+  const at::Tensor top = context.greatest(own.detach());                       // so does the sum over shards
+  const at::Tensor finite = at::where(at::isfinite(top), top, at::zeros({}, top.options()));
+  const at::Tensor total = context.total((own - finite).exp()).log() + finite;
   return tokens.finish((total - tokens.count().log()) / r).to(x.scalar_type());
 }
 

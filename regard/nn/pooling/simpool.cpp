@@ -92,6 +92,7 @@ void SimPool::declare(const Config& config, Declaration& weights) {
 }
 
 at::Tensor SimPool::forward(const Config& config, const Weights& weights, const at::Tensor& x, Context& context) {
+  context.whole_only("simpool", "minima and powers over all tokens");
   const PoolTokens tokens("simpool", x, context, config.include_prefix);
   const at::Tensor u = tokens.mean(tokens.x);
   const at::Tensor normalized = weights.layer_norm(tokens.x, "norm_patches", config.norm_epsilon);

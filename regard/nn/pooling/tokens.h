@@ -19,16 +19,22 @@ struct PoolTokens {
   at::Tensor padded;   ///< (B, N) boolean, true where the token does not exist; undefined: all exist
   at::Tensor empty;    ///< (B) boolean, true for a row without tokens; undefined: none is
 
-  PoolTokens(const std::string& function, const at::Tensor& x, const Context& context, bool include_prefix);
+  PoolTokens(const std::string& function, const at::Tensor& x, Context& context, bool include_prefix);
 
   /// x with `value` in place of padding, except in rows without tokens, which stay zero (and are dropped by `finish`).
   at::Tensor filled(const at::Tensor& tensor, double value) const;
   /// The number of tokens of each row, at least 1: (B, 1) in x's dtype, or a scalar.
   at::Tensor count() const;
-  /// sum over the tokens that exist, divided by their number: (B, D).
+  /// Over the tokens that exist, those of other shards too, (B, D): their sum, it divided by their number, the maximum.
+  at::Tensor sum(const at::Tensor& tensor) const;
   at::Tensor mean(const at::Tensor& tensor) const;
+  at::Tensor greatest(const at::Tensor& tensor) const;
   /// y (B, D) with zeros (and zero gradients) for rows without tokens.
   at::Tensor finish(const at::Tensor& y) const;
+
+ private:
+  Context& context_;
+  c10::SymInt tokens_ = 0;  ///< to pool, on all shards, padding counted
 };
 
 }  // namespace regard
