@@ -7,7 +7,8 @@ import textwrap
 
 import torch
 
-SHAPES = {"mixer": "x (B, N, D) -> (B, N, D)", "pool": "x (B, N, D) -> (B, D)", "host": "a model of its own"}
+SHAPES = {"mixer": "x (B, N, D) -> (B, N, D)", "pool": "x (B, N, D) -> (B, D)", "host": "a model of its own",
+          "reducer": "x (B, N, D) -> (B, K, D)"}
 
 
 def required(field: dict) -> bool:

@@ -63,7 +63,8 @@ Json capabilities_of(const Json& report) {
           {"family", info.family},
           {"role", info.role == Role::mixer  ? "mixer"
                    : info.role == Role::pool ? "pool"
-                                             : "host"},
+                   : info.role == Role::host ? "host"
+                                             : "reducer"},
           {"passed", report.at("passed")},
           {"paths", report.at("paths")},
           {"causal", passes("causality")},

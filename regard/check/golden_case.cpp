@@ -94,10 +94,20 @@ void note_missing(GoldenCase& result, const GoldenStep& step) {
   }
 }
 
+// Code without weights is not told the width of the tokens.
+int64_t width_of_x(const Golden& golden, const GoldenFile& file) {
+  for (const auto& [name, tensor] : file.under("in.")) {
+    const std::string* found = entry_of(golden.inputs, name);
+    if ((found ? *found : name) == "x" && tensor.dim() == 3) return tensor.size(2);
+  }
+  return 0;
+}
+
 GoldenStep map_step(const Mechanism& subject, const Golden& golden, const GoldenFile& file) {
   const Mechanism& own = golden.mechanism.empty() ? subject : mechanism(golden.mechanism);
   GoldenStep step;
-  step.instance = own.configure(map_config(own, golden, file.text("config"), step.grid, step.prefix));
+  step.instance =
+      own.configure(map_config(own, golden, file.text("config"), step.grid, step.prefix, width_of_x(golden, file)));
   const Info& info = own.info();
   for (const auto& [name, tensor] : file.under("in.")) {
     const std::string* found = entry_of(golden.inputs, name);

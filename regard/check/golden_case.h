@@ -55,7 +55,7 @@ const Golden* form_of(const Golden& golden, const GoldenFile& file, const std::s
 
 /// The configuration in our keys (JSON), from the official code's.
 std::string map_config(const Mechanism& mechanism, const Golden& golden, const std::string& official,
-                       std::vector<int64_t>& grid, int64_t& prefix);
+                       std::vector<int64_t>& grid, int64_t& prefix, int64_t width = 0);
 
 /// The right side of the exact entry, else of the first pattern that matches; null when there is none.
 const std::string* entry_of(const std::vector<std::pair<std::string, std::string>>& pairs, const std::string& name);

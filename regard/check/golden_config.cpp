@@ -50,7 +50,11 @@ struct ConfigMap {
     }
     const std::string ours = found ? *found : key;
     if (ours == "@grid") {
-      grid = value.get<std::vector<int64_t>>();
+      // Rows and columns together, or each under its own name, in the order of the names.
+      if (value.is_array())
+        grid = value.get<std::vector<int64_t>>();
+      else
+        grid.push_back(value.get<int64_t>());
     } else if (ours == "@prefix") {
       prefix = value.get<int64_t>();
     } else if (!ours.empty()) {
@@ -94,11 +98,12 @@ const std::string* entry_of(const std::vector<std::pair<std::string, std::string
 }
 
 std::string map_config(const Mechanism& mechanism, const Golden& golden, const std::string& official,
-                       std::vector<int64_t>& grid, int64_t& prefix) {
+                       std::vector<int64_t>& grid, int64_t& prefix, int64_t width) {
   const Json given = Json::parse(official.empty() ? "{}" : official, nullptr, /*allow_exceptions=*/false);
   if (!given.is_object()) fail("golden", "the metadata `config` to be a JSON object", official);
   ConfigMap map{golden, Json::parse(mechanism.default_config()), grid, prefix};
   for (const auto& [key, value] : given.items()) map.add(key, value);
+  if (width > 0 && map.defaults.contains("width") && !map.config.contains("width")) map.config["width"] = width;
   if (!golden.fixed.empty()) map.config.update(Json::parse(golden.fixed));
   return map.config.dump();
 }

@@ -69,12 +69,13 @@ struct Golden {
   std::string mechanism;
 };
 
-enum class Role : uint8_t { mixer, pool, host };
+enum class Role : uint8_t { mixer, pool, host, reducer };
 
 struct Info {
   std::string id;        ///< "simpool", as in the catalog
   std::string family;    ///< pooling, dense, sparse, linear, routing, vision, ...
-  Role role = Role::mixer;  ///< mixer (B, N, D) -> (B, N, D); pool (B, N, D) -> (B, D); host: a model of its own
+  Role role = Role::mixer;  ///< mixer (B, N, D) -> (B, N, D); pool (B, N, D) -> (B, D); host: a model of its
+                            ///< own; reducer (B, N, D) -> (B, K, D), other tokens than it was given
   std::string title;     ///< one line
   std::string equation;  ///< one line
   std::string paper;     ///< authors, year, title

@@ -83,6 +83,7 @@ const char* name_of(Role role) {
   switch (role) {
     case Role::mixer: return "mixer";
     case Role::pool: return "pool";
+    case Role::reducer: return "reducer";
     default: return "host";
   }
 }
