@@ -70,7 +70,7 @@ Info CogAttention::info() {
        {"memory_positions", "(N) or (B, N): positions of memory for RoPE; default 0, 1, ..."}});
   info.outputs = {{"attn", "(B, H, M, N): the signed weights, formed in full"}};
   info.examples = {R"({"width": 8, "heads": 2})",
-                   R"({"width": 12, "heads": 3, "form": "image", "qkv_bias": true, "head_width": 3})",
+                   R"({"width": 8, "heads": 1, "form": "image", "qkv_bias": true, "head_width": 4})",
                    R"({"width": 8, "heads": 2, "causal": true, "epsilon": 1e-2, "scale": 0.8})",
                    R"({"width": 8, "heads": 1, "attention": "softmax", "rope": false})"};
   Golden& lm = info.golden;
