@@ -71,6 +71,12 @@ def test_prefix_tokens_pass_by_the_pooling():
     assert (pooled[:, :2] == x[:, :2]).all()
     torch.testing.assert_close(
         pooled[:, 2:], call(ID, PLAIN, weights, x[:, 2:], grid=(4, 5), outputs=["pooled"])[1])
+    config = {**PLAIN, "host": "rvt"}
+    weights, w = named(config)
+    y = main(ID, config, weights, x, grid=(4, 5), prefix=2)
+    w["mlp.bn3.weight"].mul_(2)  # the mlp reaches the patches alone
+    changed = main(ID, config, weights, x, grid=(4, 5), prefix=2)
+    assert (changed[:, :2] == y[:, :2]).all() and (changed[:, 2:] != y[:, 2:]).any()
 
 
 def similarity(attn, threshold):
@@ -160,8 +166,6 @@ def test_the_loss_sees_the_weights_before_dropout_and_with_parity_after():
 def test_bad_input_is_refused_by_name():
     x = torch.randn(2, 6, 8)
     refuses("[robust-token-attention] expected a grid of two dimensions; found 1", ID, {"width": 8}, x, grid=[6])
-    refuses("[robust-token-attention] expected no prefix tokens with host 'rvt', whose mlp is a convolution; found 2",
-            ID, {"width": 8}, x, grid=[2, 2], prefix=2)
     refuses("[robust-token-attention] expected host 'rvt' or 'none'; found 'fan'", ID, {"width": 8, "host": "fan"}, x)
     refuses("[robust-token-attention] expected num_scales > 0; found 0", ID, {"width": 8, "num_scales": 0}, x)
     refuses("[robust-token-attention] expected threshold >= 0; found -1.000000", ID, {"width": 8, "threshold": -1}, x)

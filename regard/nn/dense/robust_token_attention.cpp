@@ -117,8 +117,6 @@ at::Tensor RobustTokenAttention::forward(const Config& config, const Weights& we
   const bool block = config.host == "rvt";
   if (TORCH_GUARD_OR_FALSE(x.sym_size(1).sym_eq(context.prefix))) fail(id, "at least one token on the grid", "none");
   require(context.grid.size() == 2, id, "a grid of two dimensions", std::to_string(context.grid.size()));
-  require(!block || context.prefix == 0, id, "no prefix tokens with host 'rvt', whose mlp is a convolution",
-          std::to_string(context.prefix));
   at::Tensor pooled = pool(config, weights, x.slice(1, context.prefix), context);
   if (context.prefix > 0) pooled = at::cat({x.slice(1, 0, context.prefix), pooled}, 1);
   if (context.wants("pooled")) context.output("pooled", pooled);
@@ -129,7 +127,9 @@ at::Tensor RobustTokenAttention::forward(const Config& config, const Weights& we
   };
   const at::Tensor h =
       x + scaled(attend(config, weights, weights.layer_norm(pooled, "norm1", config.norm_epsilon), context), "gamma1");
-  return h + scaled(mlp(config, weights, weights.layer_norm(h, "norm2", config.norm_epsilon), context), "gamma2");
+  const at::Tensor patches = weights.layer_norm(h.slice(1, context.prefix), "norm2", config.norm_epsilon);
+  const at::Tensor y = h.slice(1, context.prefix) + scaled(mlp(config, weights, patches, context), "gamma2");
+  return context.prefix > 0 ? at::cat({h.slice(1, 0, context.prefix), y}, 1) : y;
 }
 
 REGARD_MECHANISM(RobustTokenAttention)

@@ -15,7 +15,7 @@ namespace regard {
 ///
 /// x (B, P + Hg Wg, D) on the grid (Hg, Wg) of the context; y likewise. attention: softmax over all tokens, scale
 /// (D / heads)^-1/2. mlp (RVT's, on the grid): gelu(bn1(fc1 z)), gelu(bn2(dwconv z)), bn3(fc2 z). gamma are 1 unless
-/// layer_scale is given. Prefix tokens (host none) pass by the pooling and attend with the others. K = 1: pooled = x.
+/// layer_scale is given. Prefix tokens pass by the pooling and the mlp (both convolutions). K = 1: pooled = x.
 ///
 /// Loss adl: adl_weight / (layers + 1e-6) times the mean over batch and queries of cos(a'_i, s'), a the mean of the
 /// weights over heads, s its mean over queries, a' = a where a > threshold / N, else 0. Over `layers` layers the losses
@@ -27,9 +27,8 @@ namespace regard {
 /// Outputs: tap_weights (B, 1, Hg, Wg, K), pooled (B, P + N, D), attn (B, H, M, M), similarity (mean cosine).
 ///
 /// Weights, named as the official ones: dilation_predictor.proj.{0,1,2}, norm1, attn.qkv, attn.proj, norm2, mlp.{fc1,
-/// bn1, dwconv, bn2, fc2, bn3}; gamma1, gamma2 (D). Errors: a grid that is not of two dimensions, prefix tokens with
-/// host rvt, options out of range; lengths, packed sequences, caches and shards are refused (a convolution over the
-/// grid).
+/// bn1, dwconv, bn2, fc2, bn3}; gamma1, gamma2 (D). Errors: a grid that is not of two dimensions, options out
+/// of range; lengths, packed sequences, caches and shards are refused (a convolution over the grid).
 ///
 /// Paper: Guo, Stutz and Schiele, ICCV 2023, Robustifying Token Attention for Vision Transformers (arXiv 2303.11126).
 struct RobustTokenAttention {
