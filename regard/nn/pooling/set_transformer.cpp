@@ -64,7 +64,7 @@ Set learned(const at::Tensor& points, const at::Tensor& x) {
   return {points.expand_symint({x.sym_size(0), -1, -1}).to(x.scalar_type()), {}, {}, true};
 }
 
-Set elements_of(const Config& config, const at::Tensor& given, const Context& context) {
+Set elements_of(const Config& config, const at::Tensor& given, Context& context) {
   const bool all = config.include_prefix || !config.has("pma");
   if (given.dim() != 3 || (context.prefix > 0 && !all)) {
     const PoolTokens tokens(id, given, context, all);
