@@ -108,8 +108,9 @@ at::Tensor chosen_heads(const Config& config, const Projected& parts, const at::
     arguments.named_captures["key_lengths"] = lengths;
   }
   const auto row = [](const at::Tensor& t) { return t.flatten(1, 2).unsqueeze(1); };
-  const at::Tensor o = attention_blocks(row(q), row(parts.k), row(parts.v), index, spec, arguments).o;
-  return o.squeeze(1).unflatten(1, {-1, K});
+  return attention_blocks(row(q), row(parts.k), row(parts.v), index, spec, arguments)
+      .o.squeeze(1)
+      .unflatten(1, {-1, K});
 }
 
 /// (B, N, H, Dh), zero where a head was not chosen.
