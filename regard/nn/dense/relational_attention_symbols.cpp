@@ -33,20 +33,27 @@ at::Tensor positional(const SymbolConfig& config, const Weights& weights, const 
 }
 
 /// Where each token's neighbors lie among the keys, (B or 1, N, neighbors) int64: never outside i's own sequence.
-at::Tensor neighborhood(const SymbolConfig& config, const at::Tensor& x, const at::Tensor& keys, Context& context) {
+at::Tensor neighborhood(const SymbolConfig& config, const at::Tensor& x, const at::Tensor& keys, Context& context,
+                        const char* id) {
   const auto integers = x.options().dtype(at::kLong).requires_grad(std::nullopt);
   const c10::SymInt tokens = x.sym_size(1);
-  at::Tensor place = context.positions(x);  // in the sequence
-  if (place.dim() == 1) place = place.unsqueeze(0);
+  const at::Tensor rows = at::arange(at::Scalar(tokens), integers).unsqueeze(0), bounds = context.cu_seqlens();
   const bool sharded = context.tokens(x) != tokens;
-  at::Tensor here = at::arange(at::Scalar(tokens), integers).unsqueeze(0) + at::Scalar(keys.sym_size(1) - tokens);
-  if (sharded) here = place;
+  // The place in the sequence, which is not what the input positions may say of a token.
+  at::Tensor place = rows + at::Scalar(context.past());
+  if (bounds.defined()) place = rows - bounds.index_select(0, context.segments(x)).unsqueeze(0);
+  if (sharded) {
+    if (context.input("positions").defined())
+      fail(id, "no input positions with relational symbols over shards", "positions");
+    place = context.positions(x);
+    if (place.dim() == 1) place = place.unsqueeze(0);
+  }
+  const at::Tensor here = sharded ? place : rows + at::Scalar(keys.sym_size(1) - tokens);
   // How many tokens of the sequence follow.
   at::Tensor left = at::scalar_tensor(at::Scalar(context.tokens(x) + context.past() - 1), integers);
   if (const at::Tensor lengths = context.input("lengths"); lengths.defined())
     left = lengths.to(at::kLong).unsqueeze(1) - 1;
-  if (const at::Tensor bounds = context.cu_seqlens(); bounds.defined())
-    left = (bounds.diff() - 1).index_select(0, context.segments(x)).unsqueeze(0);
+  if (bounds.defined()) left = (bounds.diff() - 1).index_select(0, context.segments(x)).unsqueeze(0);
   left = (left - place).clamp_min(0);
   std::vector<at::Tensor> steps;
   for (const int64_t offset : config.offsets())
@@ -54,13 +61,14 @@ at::Tensor neighborhood(const SymbolConfig& config, const at::Tensor& x, const a
   return at::stack(at::broadcast_tensors(steps), 2);
 }
 
-at::Tensor relational(const SymbolConfig& config, const Weights& weights, const at::Tensor& x, Context& context) {
+at::Tensor relational(const SymbolConfig& config, const Weights& weights, const at::Tensor& x, Context& context,
+                      const char* id) {
   const int64_t heads = config.neighbor_heads;
   const at::Tensor q = weights.linear(x, "q_proj").unflatten(-1, {heads, -1});  // (B, N, H, D / H)
   at::Tensor keys = weights.linear(x, "k_proj");
   if (context.decoding()) keys = context.recent("neighbors", keys);
   keys = context.gather(keys, 1);
-  const at::Tensor index = neighborhood(config, x, keys, context);
+  const at::Tensor index = neighborhood(config, x, keys, context, id);
   const c10::SymInt batch = keys.sym_size(0);
   const at::Tensor rows = at::arange(at::Scalar(batch), index.options()).view({-1, 1, 1});
   const at::Tensor near = keys.index({rows, index}).unflatten(-1, {heads, -1});  // (B, N, delta, H, D / H)
@@ -118,7 +126,7 @@ std::vector<CacheStream> symbol_caches(const SymbolConfig& config, int64_t width
 at::Tensor retrieve_symbols(const SymbolConfig& config, const Weights& weights, const at::Tensor& x, Context& context,
                             const char* id) {
   if (config.symbols == "positional") return positional(config, weights, x, context, id);
-  if (config.symbols == "relational") return relational(config, weights, x, context);
+  if (config.symbols == "relational") return relational(config, weights, x, context, id);
   return symbolic(config, weights, weights.linear(x, "q_proj"));
 }
 

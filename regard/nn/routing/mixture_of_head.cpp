@@ -53,7 +53,7 @@ at::Tensor keys_of(const at::Tensor& x, const at::Tensor& source, Context& conte
 
 /// Cosine attention; the attention's own scale is then 1.
 void normalize(const Weights& weights, const at::Tensor& keys, Projected& parts) {
-  const auto unit = [](const at::Tensor& t) { return t / t.norm(2, {-1}, true).clamp_min(1e-12); };
+  const auto unit = [](const at::Tensor& t) { return t * t.square().sum(-1, true).clamp_min(1e-24).rsqrt(); };
   const at::Tensor sharpness = at::softplus(weights["temperature"]) * keys.log();
   parts.q = ((unit(parts.q) + weights["query_embedding"]) * sharpness).to(parts.v.scalar_type());
   parts.k = unit(parts.k);
@@ -108,9 +108,8 @@ at::Tensor chosen_heads(const Config& config, const Projected& parts, const at::
     arguments.named_captures["key_lengths"] = lengths;
   }
   const auto row = [](const at::Tensor& t) { return t.flatten(1, 2).unsqueeze(1); };
-  return attention_blocks(row(q), row(parts.k), row(parts.v), index, spec, arguments)
-      .o.squeeze(1)
-      .unflatten(1, {-1, K});
+  const at::Tensor o = attention_blocks(row(q), row(parts.k), row(parts.v), index, spec, arguments).o;
+  return o.squeeze(1).unflatten(1, {-1, K});
 }
 
 /// (B, N, H, Dh), zero where a head was not chosen.
@@ -124,9 +123,8 @@ at::Tensor gathered(const Config& config, const Projected& parts, const at::Tens
   shape[2] = config.choices();
   at::Tensor o = at::zeros_symint(shape, routed.options()).scatter(2, index, routed);
   if (config.shared_heads == 0) return o;
-  const int64_t group = config.heads / config.key_heads();
   const auto shared = [&](const at::Tensor& t) {
-    return t.repeat_interleave(group, 1).slice(1, 0, config.shared_heads);
+    return t.repeat_interleave(config.heads / config.key_heads(), 1).slice(1, 0, config.shared_heads);
   };
   AttentionArguments arguments;
   const AttentionSpec spec = spec_of(config, context, context.input("memory").defined(), arguments);

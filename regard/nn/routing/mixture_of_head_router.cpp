@@ -31,7 +31,7 @@ at::Tensor balance(const at::Tensor& p, const at::Tensor& mask, const at::Tensor
 }
 
 /// One product for wg, wg_0 and wg_1, cut into their logits.
-std::vector<at::Tensor> logits_of(const Config& config, const Weights& weights, const at::Tensor& x) {
+std::vector<at::Tensor> logits_of(const Weights& weights, const at::Tensor& x) {
   std::vector<at::Tensor> rows;
   std::vector<int64_t> sizes;
   for (const char* name : {"wg.weight", "wg_0.weight", "wg_1.weight"}) {
@@ -43,7 +43,7 @@ std::vector<at::Tensor> logits_of(const Config& config, const Weights& weights, 
 }
 
 Routing by_weights(const Config& config, const Weights& weights, const at::Tensor& x, Context& context) {
-  const auto logits = logits_of(config, weights, x);
+  const auto logits = logits_of(weights, x);
   const double shared = static_cast<double>(config.shared_heads), active = static_cast<double>(config.routed_heads);
   at::Tensor common;  // (B, N, S)
   if (config.shared_heads > 1) common = at::softmax(logits[2], -1) * shared;
