@@ -102,6 +102,7 @@ std::string map_config(const Mechanism& mechanism, const Golden& golden, const s
   const Json given = Json::parse(official.empty() ? "{}" : official, nullptr, /*allow_exceptions=*/false);
   if (!given.is_object()) fail("golden", "the metadata `config` to be a JSON object", official);
   ConfigMap map{golden, Json::parse(mechanism.default_config()), grid, prefix};
+  if (!golden.defaults.empty()) map.config = Json::parse(golden.defaults);
   for (const auto& [key, value] : given.items()) map.add(key, value);
   if (width > 0 && map.defaults.contains("width") && !map.config.contains("width")) map.config["width"] = width;
   if (!golden.fixed.empty()) map.config.update(Json::parse(golden.fixed));

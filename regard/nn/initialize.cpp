@@ -25,10 +25,10 @@ Fans fans_of(const WeightDeclaration& declared) {
   return {static_cast<double>(shape[1]) * kernel, static_cast<double>(shape[0]) * kernel};
 }
 
-/// N(0, std) cut at +-2 (absolute, not in units of std), by the inverse of the distribution.
-void truncated_normal(at::Tensor& weight, double std, const std::optional<at::Generator>& generator) {
-  const double edge = std::erf(2 / std / std::sqrt(2.0));
-  weight.uniform_(-edge, edge, generator).erfinv_().mul_(std * std::sqrt(2.0)).clamp_(-2, 2);
+/// N(0, std) cut at +-cut (absolute, not in units of std), by the inverse of the distribution.
+void truncated_normal(at::Tensor& weight, double std, double cut, const std::optional<at::Generator>& generator) {
+  const double edge = std::erf(cut / std / std::sqrt(2.0));
+  weight.uniform_(-edge, edge, generator).erfinv_().mul_(std * std::sqrt(2.0)).clamp_(-cut, cut);
 }
 
 void fill(at::Tensor& weight, const WeightDeclaration& declared, const std::optional<at::Generator>& generator) {
@@ -39,7 +39,7 @@ void fill(at::Tensor& weight, const WeightDeclaration& declared, const std::opti
     case Init::Kind::ones: weight.fill_(1); break;
     case Init::Kind::constant: weight.fill_(value); break;
     case Init::Kind::normal: weight.normal_(0, value, generator); break;
-    case Init::Kind::truncated_normal: truncated_normal(weight, value, generator); break;
+    case Init::Kind::truncated_normal: truncated_normal(weight, value, declared.init.cut, generator); break;
     case Init::Kind::uniform: uniform(value); break;
     case Init::Kind::xavier_uniform: {
       const Fans fans = fans_of(declared);
@@ -47,6 +47,11 @@ void fill(at::Tensor& weight, const WeightDeclaration& declared, const std::opti
       break;
     }
     case Init::Kind::identity: weight.zero_().diagonal().fill_(1); break;
+    case Init::Kind::repeated: {
+      const at::Tensor entries = at::tensor(declared.init.entries, weight.options());
+      weight.view({-1, entries.numel()}).copy_(entries);
+      break;
+    }
     case Init::Kind::kaiming_uniform: uniform(1 / std::sqrt(fans_of(declared).in)); break;
   }
 }

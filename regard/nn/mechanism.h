@@ -46,7 +46,8 @@ struct ConfigField : Port {
 struct Golden {
   /// official key -> ours; "" drops the key; "key=value" -> a JSON object merged over the configuration.
   std::vector<std::pair<std::string, std::string>> config;
-  std::string fixed;  ///< JSON object merged over the configuration ("parity": true)
+  std::string defaults;  ///< JSON object: the official code's defaults where they are not ours
+  std::string fixed;     ///< JSON object merged over the configuration ("parity": true)
   /// in.NAME -> our input ("x" or a Port); "" ignores it; "!PORT" inverts a boolean (true = attend for hidden ones).
   std::vector<std::pair<std::string, std::string>> inputs;
   /// out.NAME -> our output, "loss.NAME" among them ("" is the main one); "-" ignores it; "+PORT" is an output whose sum

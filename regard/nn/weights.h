@@ -12,18 +12,23 @@ namespace regard {
 
 /// How a weight starts. Fans are read from the shape as torch.nn.init does.
 struct Init {
-  enum class Kind : uint8_t { zeros, ones, constant, normal, truncated_normal, uniform, xavier_uniform, kaiming_uniform, identity };
+  enum class Kind : uint8_t { zeros, ones, constant, normal, truncated_normal, uniform, xavier_uniform, kaiming_uniform,
+                              identity, repeated };
   Kind kind = Kind::zeros;
-  double value = 0;  ///< constant: the value; normal, truncated_normal (cut at +-2, absolute): std; uniform: bound
-  static Init zeros() { return {Kind::zeros, 0}; }
-  static Init ones() { return {Kind::ones, 1}; }
-  static Init constant(double value) { return {Kind::constant, value}; }
-  static Init normal(double std) { return {Kind::normal, std}; }
-  static Init truncated_normal(double std) { return {Kind::truncated_normal, std}; }
-  static Init uniform(double bound) { return {Kind::uniform, bound}; }
-  static Init xavier_uniform() { return {Kind::xavier_uniform, 0}; }
-  static Init identity() { return {Kind::identity, 0}; }  ///< of two dimensions: 1 on the diagonal
-  static Init kaiming_uniform() { return {Kind::kaiming_uniform, 0}; }  ///< torch.nn.Linear's: U(-1/sqrt(fan_in), ..)
+  double value = 0;  ///< constant: the value; normal, truncated_normal: std; uniform: bound
+  double cut = 2;    ///< truncated_normal: cut at +-cut, absolute
+  std::vector<double> entries;  ///< repeated: the last dimensions, the same for all leading ones
+  static Init zeros() { return {Kind::zeros, 0, 2, {}}; }
+  static Init ones() { return {Kind::ones, 1, 2, {}}; }
+  static Init constant(double value) { return {Kind::constant, value, 2, {}}; }
+  static Init normal(double std) { return {Kind::normal, std, 2, {}}; }
+  static Init truncated_normal(double std, double cut = 2) { return {Kind::truncated_normal, std, cut, {}}; }
+  static Init uniform(double bound) { return {Kind::uniform, bound, 2, {}}; }
+  static Init xavier_uniform() { return {Kind::xavier_uniform, 0, 2, {}}; }
+  static Init identity() { return {Kind::identity, 0, 2, {}}; }  ///< of two dimensions: 1 on the diagonal
+  static Init kaiming_uniform() { return {Kind::kaiming_uniform, 0, 2, {}}; }  ///< torch.nn.Linear's: U(-1/sqrt(fan_in), ..)
+  /// For kernels and mixers that start as the identity: `entries` fill the last dimensions.
+  static Init repeated(std::vector<double> entries) { return {Kind::repeated, 0, 2, std::move(entries)}; }
 };
 
 struct WeightDeclaration {

@@ -1,6 +1,7 @@
 #include "regard/ops/stripe.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "regard/ops/evaluate.h"
 #include "regard/ops/node.h"
@@ -45,6 +46,12 @@ struct StripeBackward final : Node {
   }
   void release_variables() override { saved.release(); }
 };
+
+/// Known to end with the last of M rows, or not known at all.
+bool is_last(const Rows& rows, const c10::SymInt& M) {
+  const auto end = rows.end.maybe_as_int(), all = M.maybe_as_int();
+  return !end || !all || *end == *all;
+}
 
 bool can_recompute(const std::vector<at::Tensor>& inputs) {
   return std::all_of(inputs.begin(), inputs.end(), [](const at::Tensor& t) { return !t.defined() || concrete(t); });
@@ -111,53 +118,143 @@ class Collected {
 
 }  // namespace
 
-std::vector<at::Tensor> run_stripes(const c10::SymInt& M, int64_t block, const std::vector<at::Tensor>& inputs,
-                                    const StripeFunction& f, const std::vector<Combine>& combine) {
-  const auto known = M.maybe_as_int();
-  if (block < 1 || !known || *known <= block) return run_stripe({0, M, {}}, inputs, f);
+namespace {
+
+constexpr int64_t kEntries = int64_t{1} << 22;  // 16 MiB of float32: several such tensors stay near the last cache
+
+std::vector<at::Tensor> run_at(const std::vector<int64_t>& ends, const std::vector<at::Tensor>& inputs,
+                               const StripeFunction& f, const std::vector<Combine>& combine) {
   std::vector<Collected> collected;
-  for (const Combine& how : combine) collected.emplace_back(how, *known, !recorded(inputs));
-  for (int64_t begin = 0; begin < *known; begin += block) {
-    const int64_t end = std::min(begin + block, *known);
+  for (const Combine& how : combine) collected.emplace_back(how, ends.back(), !recorded(inputs));
+  int64_t begin = 0;
+  for (const int64_t end : ends) {
     const auto out = run_stripe({begin, end, {}}, inputs, f);
     for (size_t i = 0; i < combine.size(); ++i) collected[i].add(out[i], begin, end - begin);
+    begin = end;
   }
   std::vector<at::Tensor> whole;
   for (const Collected& c : collected) whole.push_back(c.result());
   return whole;
 }
 
+/// Where stripes of causal scores end so that each has about kEntries of them, halo included: the first have few keys
+/// and many rows. Equal sizes also let each stripe's temporaries fit where the last one's lay.
+std::vector<int64_t> causal_ends(int64_t M, int64_t maps, int64_t halo, int64_t offset) {
+  std::vector<int64_t> ends;
+  const double entries = static_cast<double>(kEntries) / static_cast<double>(std::max<int64_t>(1, maps));
+  for (int64_t begin = 0; begin < M;) {
+    // (m + halo) (keys + m) = entries, m the stripe's rows
+    const double keys = static_cast<double>(begin + offset), h = static_cast<double>(halo);
+    const double rows = (std::sqrt((keys - h) * (keys - h) + 4 * entries) - keys - h) / 2;
+    begin = std::min(M, begin + std::max<int64_t>(1, static_cast<int64_t>(rows)));
+    ends.push_back(begin);
+  }
+  return ends;
+}
+
+}  // namespace
+
+std::vector<at::Tensor> run_stripes(const c10::SymInt& M, int64_t block, const std::vector<at::Tensor>& inputs,
+                                    const StripeFunction& f, const std::vector<Combine>& combine) {
+  const auto known = M.maybe_as_int();
+  if (block < 1 || !known || *known <= block) return run_stripe({0, M, {}}, inputs, f);
+  std::vector<int64_t> ends;
+  for (int64_t end = block; end < *known; end += block) ends.push_back(end);
+  ends.push_back(*known);
+  return run_at(ends, inputs, f, combine);
+}
+
 int64_t stripe_rows(const Call& call) {
-  constexpr int64_t kEntries = int64_t{1} << 22;  // 16 MiB of float32: several such tensors stay near the last cache
   const auto batch = call.B().maybe_as_int(), heads = call.H().maybe_as_int(), keys = call.N().maybe_as_int();
   if (!batch || !heads || !keys) return 0;
   return std::max<int64_t>(1, kEntries / std::max<int64_t>(1, *batch * *heads * *keys));
 }
 
-std::vector<at::Tensor> stripe_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale,
-                                         const WeightFunction& f, const std::vector<at::Tensor>& extra, int64_t before,
-                                         int64_t after, int64_t losses, int64_t block) {
+namespace {
+
+/// What f makes of the scores of one stripe of o's rows.
+std::vector<at::Tensor> of_scores(const Rows& asked, const at::Tensor& q, const at::Tensor& k, double scale,
+                                   const WeightFunction& f, const std::vector<at::Tensor>& extra,
+                                   const StripeOptions& options, at::ScalarType compute) {
+  const c10::SymInt M = q.sym_size(2), N = k.sym_size(2);
+  const Rows rows{asked.begin + options.skipped, asked.end + options.skipped, {}};
+  const c10::SymInt first = rows.begin.max(options.before) - options.before, last = M.min(rows.end + options.after);
+  at::Tensor keys = k;
+  // The last stripe, and the only one of symbolic sizes, sees all keys that any row sees.
+  if (options.causal && !is_last(rows, M)) keys = k.slice_symint(2, 0, N.min(rows.end + *options.causal));
+  const at::Tensor scores = at::matmul(q.slice_symint(2, first, last).to(compute).mul(scale),
+                                       repeat_heads(keys.to(compute), q.sym_size(1)).transpose(-2, -1));
+  return f({scores, rows, rows.begin - first, N}, extra);
+}
+
+/// Runs a stripe function over the rows that are asked, in stripes of the options' size.
+std::vector<at::Tensor> run_with(const StripeOptions& options, const Call& call, const std::vector<at::Tensor>& inputs,
+                                 const StripeFunction& f, const std::vector<Combine>& combine) {
+  const c10::SymInt M = call.M() - options.skipped;
+  if (options.block > 0) return run_stripes(M, options.block, inputs, f, combine);
+  const int64_t block = stripe_rows(call);  // 0: symbolic sizes
+  const auto rows = M.maybe_as_int(), skipped = options.skipped.maybe_as_int();
+  const auto offset = options.causal ? options.causal->maybe_as_int() : std::nullopt;
+  if (block < 1 || !rows || !skipped || !offset || *rows <= block) return run_stripes(M, block, inputs, f, combine);
+  const int64_t maps = call.q.size(0) * call.q.size(1);
+  return run_at(causal_ends(*rows, maps, options.before + options.after, *skipped + *offset), inputs, f, combine);
+}
+
+Call call_of(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
   Call call;
   call.q = q;
   call.k = k;
   call.v = v;
+  return call;
+}
+
+}  // namespace
+
+std::vector<at::Tensor> stripe_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale,
+                                         const WeightFunction& f, const std::vector<at::Tensor>& extra,
+                                         const StripeOptions& options) {
+  const Call call = call_of(q, k, v);
   std::vector<at::Tensor> inputs = {q, k, v};
   inputs.insert(inputs.end(), extra.begin(), extra.end());
   const at::ScalarType compute = call.compute();
+  // Looked at once: a stripe then knows that its product needs no guard.
+  const bool finite = concrete(v) && at::isfinite(v.detach()).all().item<bool>();
   const StripeFunction stripe = [=](const Rows& rows, const std::vector<at::Tensor>& in) {
-    const c10::SymInt M = in[0].sym_size(2), heads = in[0].sym_size(1);
-    const c10::SymInt first = rows.begin < before ? c10::SymInt(0) : rows.begin - before;
-    const c10::SymInt last = rows.end + after > M ? M : rows.end + after;
-    const at::Tensor scores = at::matmul(in[0].slice_symint(2, first, last).to(compute).mul(scale),
-                                         repeat_heads(in[1].to(compute), heads).transpose(-2, -1));
-    const c10::SymInt skipped = rows.begin - first;
-    auto out = f({scores, rows, skipped.guard_int(__FILE__, __LINE__)}, {in.begin() + 3, in.end()});
-    out[0] = at::matmul(out[0].to(compute), repeat_heads(in[2].to(compute), heads)).to(in[0].scalar_type());
+    auto out = of_scores(rows, in[0], in[1], scale, f, {in.begin() + 3, in.end()}, options, compute);
+    const at::Tensor values = repeat_heads(in[2].slice_symint(2, 0, out[0].sym_size(3)).to(compute), in[0].sym_size(1));
+    out[0] = guarded_matmul(out[0].to(compute), {}, values, finite).to(in[0].scalar_type());
     return out;
   };
   std::vector<Combine> combine = {Combine::concatenate(2)};
-  combine.resize(static_cast<size_t>(1 + losses), Combine::sum());
-  return run_stripes(q.sym_size(2), block > 0 ? block : stripe_rows(call), inputs, stripe, combine);
+  combine.resize(static_cast<size_t>(1 + options.losses), Combine::sum());
+  return run_with(options, call, inputs, stripe, combine);
+}
+
+at::Tensor stripe_output(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale,
+                         const OutputFunction& f, const StripeOptions& options) {
+  const Call call = call_of(q, k, v);
+  const StripeFunction stripe = [=, compute = call.compute()](const Rows& rows, const std::vector<at::Tensor>& in) {
+    const WeightFunction output = [&](const StripeScores& scores, const std::vector<at::Tensor>&) {
+      const at::Tensor own = in[2].slice_symint(2, 0, scores.scores.sym_size(3)).to(compute);
+      return std::vector<at::Tensor>{f(scores, repeat_heads(own, in[0].sym_size(1))).to(in[0].scalar_type())};
+    };
+    return of_scores(rows, in[0], in[1], scale, output, {}, options, compute);
+  };
+  return run_with(options, call, {q, k, v}, stripe, {Combine::concatenate(2)})[0];
+}
+
+at::Tensor stripe_weights(const at::Tensor& q, const at::Tensor& k, double scale, const WeightFunction& f,
+                          const std::vector<at::Tensor>& extra, const StripeOptions& options) {
+  const Call call = call_of(q, k, k);
+  std::vector<at::Tensor> inputs = {q, k};
+  inputs.insert(inputs.end(), extra.begin(), extra.end());
+  const StripeFunction stripe = [=, compute = call.compute()](const Rows& rows, const std::vector<at::Tensor>& in) {
+    const at::Tensor w = of_scores(rows, in[0], in[1], scale, f, {in.begin() + 2, in.end()}, options, compute)[0];
+    return std::vector<at::Tensor>{
+        at::constant_pad_nd_symint(w, std::vector<c10::SymInt>{0, in[1].sym_size(2) - w.sym_size(3)})
+            .to(in[0].scalar_type())};
+  };
+  return run_with(options, call, inputs, stripe, {Combine::concatenate(2)})[0];
 }
 
 }  // namespace regard::ops
