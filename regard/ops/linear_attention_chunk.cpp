@@ -80,7 +80,7 @@ at::Tensor scores_of(const LinearForm& form, const at::Tensor& q, const at::Tens
     // Queries of one key head are rows of one product.
     const at::Tensor products =
         at::matmul(q.flatten(2, 3), k.transpose(2, 3))
-            .view_symint({q.sym_size(0), q.sym_size(1), q.sym_size(2), q.sym_size(3), k.sym_size(2)});
+            .reshape_symint({q.sym_size(0), q.sym_size(1), q.sym_size(2), q.sym_size(3), k.sym_size(2)});
     const at::Tensor decayed = form.decay == Decay::scalar ? products * f.pair.unsqueeze(2) : products;
     return decayed.masked_fill(mask, 0);
   }

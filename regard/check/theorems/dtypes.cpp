@@ -103,12 +103,10 @@ class Dtypes final : public Theorem {
     const std::string& base = example.paths.front();  // composite, or the only one
     const Case low = cast(example, type.type), exact = cast(low, at::kDouble);
     const std::vector<at::Tensor> reference = measure(exact, base, type.type);
-    // What one rounding of every input changes in exact arithmetic.
-    std::vector<double> one(reference.size(), 0);
-    for (const uint64_t seed : {1, 2, 3}) {
-      const auto moved = errors(reference, measure(nudged(exact, type.roundoff, seed), base, type.type));
-      for (size_t i = 0; i < one.size(); ++i) one[i] = std::max({one[i], moved[i], type.roundoff});
-    }
+    // What one rounding of every input changes in exact arithmetic; and as many as a sum has, which may take a ReLU or a
+    // sign across its jump.
+    const std::vector<double> one = moved(exact, base, type, type.roundoff, reference);
+    const std::vector<double> many = moved(exact, base, type, terms(example) * type.roundoff, reference);
     std::vector<double> own;
     const std::vector<std::string> names = names_of(example);
     for (const std::string& path : example.paths) {
@@ -119,12 +117,23 @@ class Dtypes final : public Theorem {
       if (own.empty()) own = worst_gradient_for_all(error);
       for (size_t i = 0; i < error.size(); ++i) {
         const bool first = path == base;
-        const double budget = first ? terms(example) * one[i] : kRoom * std::max(own[i], one[i]);
+        const double budget = first ? std::max(terms(example) * one[i], many[i]) : kRoom * std::max(own[i], one[i]);
         findings.compare(
             names[i] + " in " + type.name + (first ? " errs within its roundings" : " errs like the composite"),
             error[i] / budget, budget, error[i]);
       }
     }
+  }
+
+  // The largest change over three ways to move every input by +- amount, one rounding at least.
+  static std::vector<double> moved(const Case& exact, const std::string& base, const Type& type, double amount,
+                                   const std::vector<at::Tensor>& reference) {
+    std::vector<double> most(reference.size(), type.roundoff);
+    for (const uint64_t seed : {1, 2, 3}) {
+      const auto change = errors(reference, measure(nudged(exact, amount, seed), base, type.type));
+      for (size_t i = 0; i < most.size(); ++i) most[i] = std::max(most[i], change[i]);
+    }
+    return most;
   }
 
   // Gradients are all measured against the largest, so the composite's worst stands for each of them.

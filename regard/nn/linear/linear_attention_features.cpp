@@ -58,7 +58,8 @@ void declare_features(const LinearAttention::Config& config, Declaration& weight
 
 at::Tensor features_of(const LinearAttention::Config& config, const Weights& weights, const at::Tensor& x, char which) {
   const std::string &map = config.feature_map, prefix = std::string("feature_map_") + which + ".";
-  if (map == "elu1") return at::elu(x) + 1;
+  // As at::elu(x) + 1, whose backward torch traces with other strides than it runs with.
+  if (map == "elu1") return at::where(x > 0, x + 1, at::exp(at::clamp_max(x, 0)));
   if (map == "relu") return at::relu(x);
   if (map == "silu") return at::silu(x);
   if (map == "softmax") return at::softmax(x, -1);
