@@ -53,6 +53,8 @@ class Owner(torch.nn.Module):
 def test_exports_with_dynamic_shapes(id, config):
     owner, x = Owner(id, config), tokens(config, 3, 7)
     dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", min=2)}
+    if REGISTRY[id]["role"] == "reducer":
+        dims[1] = torch.export.Dim.AUTO  # a size of 1 is special to export, and few tokens become one
     program = torch.export.export(owner, (x,), dynamic_shapes=(dims,)).run_decompositions()
     for batch, length in ((3, 7), (2, 5)):
         x = tokens(config, batch, length)
@@ -111,7 +113,8 @@ def test_half_types_are_near_float32(id, config, dtype):
     weights, x = weights_of(id, config, torch.float32), tokens(config, dtype=torch.float32)
     got = main(id, config, [w.to(dtype) for w in weights], x.to(dtype))
     assert got.dtype == dtype
-    torch.testing.assert_close(got.float(), main(id, config, weights, x), rtol=0.06, atol=0.06)
+    # What is chosen may hang on the rounding of x itself.
+    torch.testing.assert_close(got.float(), main(id, config, weights, x.to(dtype).float()), rtol=0.06, atol=0.06)
 
 
 @pytest.mark.parametrize("id, config", CASES)
@@ -126,7 +129,8 @@ def test_autocast(id, config):
 @pytest.mark.parametrize("id, config", CASES)
 def test_empty_batch(id, config):
     weights, x = weights_of(id, config), tokens(config)[:0]
-    assert main(id, config, weights, x).shape == (x.shape if REGISTRY[id]["role"] == "mixer" else (0, x.shape[-1]))
+    shape, role = main(id, config, weights, x).shape, REGISTRY[id]["role"]
+    assert shape == {"mixer": x.shape, "pool": (0, x.shape[-1]), "reducer": (0, shape[1], x.shape[-1])}[role]
 
 
 @pytest.mark.parametrize("id, config", CASES)
@@ -148,7 +152,9 @@ def test_padding_is_as_if_it_were_not_there(id, config):
             assert (y[row] == 0).all()
             continue
         options = {"prefix": 1} if REGISTRY[id]["needs_prefix"] else {}
-        torch.testing.assert_close(got, main(id, config, weights, x[row:row + 1, :length], **options)[0])
+        expected = main(id, config, weights, x[row:row + 1, :length], **options)[0]
+        got = got[:len(expected)] if REGISTRY[id]["role"] == "reducer" else got
+        torch.testing.assert_close(got, expected)
         assert not mixes or (y[row, length:] == 0).all()
     gradients = torch.autograd.grad(y.sum(), [poisoned, *weights], allow_unused=True)
     assert all(g is None or g.isfinite().all() for g in gradients)

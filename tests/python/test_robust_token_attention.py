@@ -127,7 +127,7 @@ def test_gradcheck_of_block_and_loss():
     config = {**PLAIN, "host": "rvt", "num_scales": 2, "mlp_ratio": 1, "layer_scale": 0.3, "threshold": 1}
     weights, _ = named(config)
     x = tokens((2, 3), batch=1)
-    assert gradcheck(lambda x, *w: main(ID, config, w, x, grid=(2, 3)), x, *weights)
+    assert gradcheck(lambda x, *w: main(ID, config, w, x, grid=(2, 3)), x, *weights, second=False)
     assert gradcheck(lambda x: call(ID, config, weights, x, grid=(2, 3), outputs=["loss.adl"])[1], x)
 
 
@@ -165,7 +165,8 @@ def test_the_loss_sees_the_weights_before_dropout_and_with_parity_after():
 
 def test_bad_input_is_refused_by_name():
     x = torch.randn(2, 6, 8)
-    refuses("[robust-token-attention] expected a grid of two dimensions; found 1", ID, {"width": 8}, x, grid=[6])
+    refuses("[robust-token-attention] expected a grid of one or two dimensions; found 3", ID, {"width": 8}, x,
+            grid=[1, 2, 3])
     refuses("[robust-token-attention] expected host 'rvt' or 'none'; found 'fan'", ID, {"width": 8, "host": "fan"}, x)
     refuses("[robust-token-attention] expected num_scales > 0; found 0", ID, {"width": 8, "num_scales": 0}, x)
     refuses("[robust-token-attention] expected threshold >= 0; found -1.000000", ID, {"width": 8, "threshold": -1}, x)

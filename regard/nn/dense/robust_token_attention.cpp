@@ -5,6 +5,7 @@
 #include "regard/nn/dense/robust_token_attention_loss.h"
 #include "regard/nn/dropout.h"
 #include "regard/nn/shapes.h"
+#include "regard/ops/call.h"
 
 namespace regard {
 namespace {
@@ -15,7 +16,8 @@ constexpr double layers_epsilon = 1e-6;
 
 /// (B, N, D) on the grid: (B, D, Hg, Wg), and back.
 at::Tensor to_map(const at::Tensor& tokens, const Context& context) {
-  return tokens.transpose(1, 2).unflatten_symint(2, context.grid);
+  const at::Tensor channels = tokens.transpose(1, 2);
+  return context.grid.size() == 1 ? channels.unsqueeze(2) : channels.unflatten_symint(2, context.grid);
 }
 at::Tensor to_tokens(const at::Tensor& map) { return map.flatten(2).transpose(1, 2); }
 
@@ -48,6 +50,21 @@ at::Tensor convolve(const Weights& weights, const std::string& name, const at::T
   return at::conv2d(map, weights[name + ".weight"],
                     weights.has(bias) ? std::optional<at::Tensor>(weights[bias]) : std::nullopt,
                     /*stride=*/1, padding, /*dilation=*/1, groups);
+}
+
+/// 3 x 3, each channel by itself. Torch's rule for vmap mistakes the shape of a convolution with as many groups as
+/// channels: under transforms it is the sum of nine shifted maps.
+at::Tensor convolve_channels(const Weights& weights, const std::string& name, const at::Tensor& map, int64_t channels) {
+  const at::Tensor &kernel = weights[name + ".weight"], &bias = weights[name + ".bias"];
+  const bool transformed = !(ops::concrete(map) && ops::concrete(kernel)) && !ops::traced(map) && !ops::traced(kernel);
+  if (!transformed) return convolve(weights, name, map, 1, channels);
+  const at::Tensor padded = at::constant_pad_nd(map, {1, 1, 1, 1});
+  at::Tensor sum = bias.view({1, -1, 1, 1});
+  for (int64_t i = 0; i < 3; ++i)
+    for (int64_t j = 0; j < 3; ++j)
+      sum = sum + padded.narrow_symint(2, i, map.sym_size(2)).narrow_symint(3, j, map.sym_size(3)) *
+                      kernel.select(3, j).select(2, i).reshape({1, -1, 1, 1});
+  return sum;
 }
 
 /// Mean of the 9 entries at offsets {-d, 0, d}^2, zeros outside counted: 3 rows, then 3 columns.
@@ -100,13 +117,12 @@ at::Tensor attend(const Config& config, const Weights& weights, const at::Tensor
 }
 
 at::Tensor mlp(const Config& config, const Weights& weights, const at::Tensor& tokens, Context& context) {
-  const auto layer = [&](const std::string& convolution, const std::string& norm, const at::Tensor& map,
-                         int64_t padding, int64_t groups) {
-    return batch_norm(config, weights, norm, convolve(weights, convolution, map, padding, groups), context);
+  const auto norm = [&](const std::string& name, const at::Tensor& map) {
+    return batch_norm(config, weights, name, map, context);
   };
-  at::Tensor z = at::gelu(layer("mlp.fc1", "mlp.bn1", to_map(tokens, context), 0, 1));
-  z = at::gelu(layer("mlp.dwconv", "mlp.bn2", z, 1, config.hidden()));
-  return to_tokens(layer("mlp.fc2", "mlp.bn3", z, 0, 1));
+  at::Tensor z = at::gelu(norm("mlp.bn1", convolve(weights, "mlp.fc1", to_map(tokens, context), 0)));
+  z = at::gelu(norm("mlp.bn2", convolve_channels(weights, "mlp.dwconv", z, config.hidden())));
+  return to_tokens(norm("mlp.bn3", convolve(weights, "mlp.fc2", z, 0)));
 }
 
 }  // namespace
@@ -116,7 +132,7 @@ at::Tensor RobustTokenAttention::forward(const Config& config, const Weights& we
   context.whole_only(id, "a convolution over the grid");
   const bool block = config.host == "rvt";
   if (TORCH_GUARD_OR_FALSE(x.sym_size(1).sym_eq(context.prefix))) fail(id, "at least one token on the grid", "none");
-  require(context.grid.size() == 2, id, "a grid of two dimensions", std::to_string(context.grid.size()));
+  require(context.grid.size() <= 2, id, "a grid of one or two dimensions", std::to_string(context.grid.size()));
   at::Tensor pooled = pool(config, weights, x.slice(1, context.prefix), context);
   if (context.prefix > 0) pooled = at::cat({x.slice(1, 0, context.prefix), pooled}, 1);
   if (context.wants("pooled")) context.output("pooled", pooled);

@@ -13,7 +13,7 @@ namespace regard {
 ///     host rvt:   h = x + gamma1 Wo attention(norm1(pooled)),   y = h + gamma2 mlp(norm2(h))
 ///     host none:  y = Wo attention(pooled)
 ///
-/// x (B, P + Hg Wg, D) on the grid (Hg, Wg) of the context; y likewise. attention: softmax over all tokens, scale
+/// x (B, P + Hg Wg, D) on the grid (Hg, Wg) of the context, (Wg) being one row; y likewise. attention: softmax over all tokens, scale
 /// (D / heads)^-1/2. mlp (RVT's, on the grid): gelu(bn1(fc1 z)), gelu(bn2(dwconv z)), bn3(fc2 z). gamma are 1 unless
 /// layer_scale is given. Prefix tokens pass by the pooling and the mlp (both convolutions). K = 1: pooled = x.
 ///
@@ -27,7 +27,7 @@ namespace regard {
 /// Outputs: tap_weights (B, 1, Hg, Wg, K), pooled (B, P + N, D), attn (B, H, M, M), similarity (mean cosine).
 ///
 /// Weights, named as the official ones: dilation_predictor.proj.{0,1,2}, norm1, attn.qkv, attn.proj, norm2, mlp.{fc1,
-/// bn1, dwconv, bn2, fc2, bn3}; gamma1, gamma2 (D). Errors: a grid that is not of two dimensions, options out
+/// bn1, dwconv, bn2, fc2, bn3}; gamma1, gamma2 (D). Errors: a grid of more than two dimensions, options out
 /// of range; lengths, packed sequences, caches and shards are refused (a convolution over the grid).
 ///
 /// Paper: Guo, Stutz and Schiele, ICCV 2023, Robustifying Token Attention for Vision Transformers (arXiv 2303.11126).

@@ -46,7 +46,7 @@ Info TokenPooling::info() {
                   {"sizes", "(B, K) int64: tokens of each cluster"},
                   {"lengths", "(B) int64: tokens of each row of the output, prefix included"}};
   info.examples = {R"({"width": 8, "weighted": false})",
-                   R"({"width": 8, "weighted": false, "keep_rate": 0.7, "variant": "kmedoids", "iterations": 3})",
+                   R"({"width": 8, "weighted": false, "keep_rate": 0.75, "variant": "kmedoids", "iterations": 3})",
                    R"({"width": 8, "weighted": false, "count": 1, "variant": "thirdparty-kmedoids"})"};
   info.golden.config = {{"clusters", "count"}, {"dim", "width"}};
   info.golden.inputs = {{"token_weight", "weight"}};

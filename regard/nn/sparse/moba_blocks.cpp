@@ -20,8 +20,8 @@ at::Tensor beside_blocks(const at::Tensor& t) {
 
 /// Means of the blocks of keys, (B, Hk, blocks, Dh) in float32 at least. That of a block not yet full counts the tokens
 /// to come as zeros: it is some query's own, and is not ranked.
-at::Tensor block_means(const MobaLayout& layout) {
-  const c10::SymInt columns = layout.k.sym_size(2), blocks = (columns + (layout.size - 1)) / layout.size;
+at::Tensor block_means(const MobaLayout& layout, const c10::SymInt& blocks) {
+  const c10::SymInt columns = layout.k.sym_size(2);
   const at::Tensor k = layout.k.detach().to(at::toOpMathType(layout.k.scalar_type()));
   return at::constant_pad_nd_symint(k, {0, 0, 0, blocks * layout.size - columns})
       .unflatten_symint(2, {blocks, layout.size})
@@ -80,8 +80,11 @@ MobaLayout moba_layout(const at::Tensor& k, const at::Tensor& v, const at::Tenso
 
 at::Tensor moba_choice(const at::Tensor& q, const MobaLayout& layout, int64_t topk) {
   constexpr double infinity = std::numeric_limits<double>::infinity();
-  const at::Tensor means = block_means(layout);
-  const c10::SymInt blocks = means.sym_size(2), kept = blocks.min(c10::SymInt(topk));
+  // Blocks behind the last one are never chosen. Traced sizes have enough of them that their number needs no guard.
+  const c10::SymInt columns = layout.k.sym_size(2);
+  c10::SymInt blocks = (columns + (layout.size - 1)) / layout.size, kept = blocks.min(c10::SymInt(topk));
+  if (!columns.maybe_as_int()) blocks = blocks + topk, kept = topk;
+  const at::Tensor means = block_means(layout, blocks);
   const at::Tensor own = beside_blocks(layout.own());
   const at::Tensor first = layout.first.defined() ? beside_blocks(layout.first) : at::zeros_like(own);
   const ops::StripeFunction choose = [blocks, kept](const ops::Rows& rows, const std::vector<at::Tensor>& in) {
@@ -124,8 +127,7 @@ at::Tensor moba_chosen(const MobaLayout& layout, const at::Tensor& choice) {
   const at::Tensor column = at::where(choice.lt(0), at::scalar_tensor(at::Scalar(blocks), choice.options()), choice);
   return at::zeros_symint({choice.sym_size(0), choice.sym_size(1), choice.sym_size(2), blocks + 1},
                           choice.options().dtype(at::kBool))
-      .scatter(3, column, true)
-      .slice_symint(3, 0, blocks);
+      .scatter(3, column, true);
 }
 
 at::Tensor moba(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& cu_seqlens,
