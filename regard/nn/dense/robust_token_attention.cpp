@@ -5,7 +5,6 @@
 #include "regard/nn/dense/robust_token_attention_loss.h"
 #include "regard/nn/dropout.h"
 #include "regard/nn/shapes.h"
-#include "regard/ops/call.h"
 
 namespace regard {
 namespace {
@@ -44,27 +43,13 @@ at::Tensor batch_norm(const Config& config, const Weights& weights, const std::s
   return ((map - channels(mean)) * channels(scale) + channels(weights[name + ".bias"])).to(map.scalar_type());
 }
 
+/// The bias is added apart: under vmap, torch's convolution mistakes its shape where the map is not batched.
 at::Tensor convolve(const Weights& weights, const std::string& name, const at::Tensor& map, int64_t padding,
                     int64_t groups = 1) {
+  const at::Tensor y = at::conv2d(map, weights[name + ".weight"], /*bias=*/std::nullopt, /*stride=*/1, padding,
+                                  /*dilation=*/1, groups);
   const std::string bias = name + ".bias";
-  return at::conv2d(map, weights[name + ".weight"],
-                    weights.has(bias) ? std::optional<at::Tensor>(weights[bias]) : std::nullopt,
-                    /*stride=*/1, padding, /*dilation=*/1, groups);
-}
-
-/// 3 x 3, each channel by itself. Torch's rule for vmap mistakes the shape of a convolution with as many groups as
-/// channels: under transforms it is the sum of nine shifted maps.
-at::Tensor convolve_channels(const Weights& weights, const std::string& name, const at::Tensor& map, int64_t channels) {
-  const at::Tensor &kernel = weights[name + ".weight"], &bias = weights[name + ".bias"];
-  const bool transformed = !(ops::concrete(map) && ops::concrete(kernel)) && !ops::traced(map) && !ops::traced(kernel);
-  if (!transformed) return convolve(weights, name, map, 1, channels);
-  const at::Tensor padded = at::constant_pad_nd(map, {1, 1, 1, 1});
-  at::Tensor sum = bias.view({1, -1, 1, 1});
-  for (int64_t i = 0; i < 3; ++i)
-    for (int64_t j = 0; j < 3; ++j)
-      sum = sum + padded.narrow_symint(2, i, map.sym_size(2)).narrow_symint(3, j, map.sym_size(3)) *
-                      kernel.select(3, j).select(2, i).reshape({1, -1, 1, 1});
-  return sum;
+  return weights.has(bias) ? y + weights[bias].view({1, -1, 1, 1}) : y;
 }
 
 /// Mean of the 9 entries at offsets {-d, 0, d}^2, zeros outside counted: 3 rows, then 3 columns.
@@ -121,7 +106,7 @@ at::Tensor mlp(const Config& config, const Weights& weights, const at::Tensor& t
     return batch_norm(config, weights, name, map, context);
   };
   at::Tensor z = at::gelu(norm("mlp.bn1", convolve(weights, "mlp.fc1", to_map(tokens, context), 0)));
-  z = at::gelu(norm("mlp.bn2", convolve_channels(weights, "mlp.dwconv", z, config.hidden())));
+  z = at::gelu(norm("mlp.bn2", convolve(weights, "mlp.dwconv", z, 1, config.hidden())));
   return to_tokens(norm("mlp.bn3", convolve(weights, "mlp.fc2", z, 0)));
 }
 

@@ -20,12 +20,15 @@ at::Tensor beside_blocks(const at::Tensor& t) {
 
 /// Means of the blocks of keys, (B, Hk, blocks, Dh) in float32 at least. That of a block not yet full counts the tokens
 /// to come as zeros: it is some query's own, and is not ranked.
-at::Tensor block_means(const MobaLayout& layout, const c10::SymInt& blocks) {
-  const c10::SymInt columns = layout.k.sym_size(2);
+/// `more` blocks follow the last one.
+at::Tensor block_means(const MobaLayout& layout, int64_t more) {
   const at::Tensor k = layout.k.detach().to(at::toOpMathType(layout.k.scalar_type()));
-  return at::constant_pad_nd_symint(k, {0, 0, 0, blocks * layout.size - columns})
-      .unflatten_symint(2, {blocks, layout.size})
-      .mean(3);
+  const c10::SymInt batch = k.sym_size(0), heads = k.sym_size(1);
+  if (TORCH_GUARD_OR_FALSE(k.sym_size(2).sym_eq(0))) return k;
+  // A pooling over windows: its own count of blocks needs no guard where sizes are traced.
+  const at::Tensor padded =
+      at::constant_pad_nd(k.flatten(0, 1).transpose(1, 2), {0, layout.size - 1 + more * layout.size});
+  return at::avg_pool1d(padded, layout.size, layout.size).transpose(1, 2).unflatten_symint(0, {batch, heads});
 }
 
 /// Rows of queries so that their gates have about four million entries.
@@ -81,16 +84,18 @@ MobaLayout moba_layout(const at::Tensor& k, const at::Tensor& v, const at::Tenso
 at::Tensor moba_choice(const at::Tensor& q, const MobaLayout& layout, int64_t topk) {
   constexpr double infinity = std::numeric_limits<double>::infinity();
   // Blocks behind the last one are never chosen. Traced sizes have enough of them that their number needs no guard.
-  const c10::SymInt columns = layout.k.sym_size(2);
-  c10::SymInt blocks = (columns + (layout.size - 1)) / layout.size, kept = blocks.min(c10::SymInt(topk));
-  if (!columns.maybe_as_int()) blocks = blocks + topk, kept = topk;
-  const at::Tensor means = block_means(layout, blocks);
+  const bool traced = !layout.k.sym_size(2).maybe_as_int();
+  at::Tensor means = block_means(layout, traced ? topk : 0);
+  if (const c10::SymInt heads = q.sym_size(1), group = heads / means.sym_size(1); heads != means.sym_size(1))
+    means = means.index_select(
+        1, at::div(at::arange(at::Scalar(heads), layout.places.options()), at::Scalar(group), "floor"));
+  const c10::SymInt blocks = means.sym_size(2), kept = traced ? c10::SymInt(topk) : blocks.min(c10::SymInt(topk));
   const at::Tensor own = beside_blocks(layout.own());
   const at::Tensor first = layout.first.defined() ? beside_blocks(layout.first) : at::zeros_like(own);
   const ops::StripeFunction choose = [blocks, kept](const ops::Rows& rows, const std::vector<at::Tensor>& in) {
     const at::Tensor queries = rows.of(in[0], 2).to(in[1].scalar_type());
     const at::Tensor mine = rows.of(in[2], 2), start = rows.of(in[3], 2);
-    const at::Tensor gate = at::matmul(queries, ops::repeat_heads(in[1], queries.sym_size(1)).transpose(-2, -1));
+    const at::Tensor gate = at::matmul(queries, in[1].transpose(-2, -1));
     const at::Tensor block = at::arange(at::Scalar(blocks), mine.options());
     const at::Tensor elsewhere = at::logical_or(block.gt(mine), block.lt(start));
     const auto [best, index] =
