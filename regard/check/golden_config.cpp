@@ -44,7 +44,10 @@ struct ConfigMap {
     }
     const std::string* found = entry_of(golden.config, key);
     // Options of a part of the official module: "ra": {"n_relations": 3} is "ra.n_relations".
-    if (value.is_object() && !found && !defaults.contains(key)) {
+    // A wildcard that would take the whole object does not hide them.
+    const bool parted = std::any_of(golden.config.begin(), golden.config.end(),
+                                    [&](const auto& pair) { return pair.first.rfind(key + ".", 0) == 0; });
+    if (value.is_object() && (!found || parted) && !defaults.contains(key)) {
       for (const auto& [inner, item] : value.items()) add(key + "." + inner, item);
       return;
     }

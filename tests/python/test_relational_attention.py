@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import regard  # noqa: F401  (loads the library)
 
@@ -151,3 +152,23 @@ def test_symbols_of_another_shape_are_refused():
     with pytest.raises(ValueError, match="at most max_length = 4"):
         short = {**config, "symbols": "positional", "max_length": 4}
         run(short, setup(short), x_of(width=8))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_golden_cases_of_two_parts_read_options_of_each_part(tmp_path, nested):
+    """{"rsa": {"nbhd_delta": 2}} is {"nbhd_delta": 2}: the numbers are ours, the names the official code's."""
+    heads = {"width": 12, "relational_heads": 2, "relations": 4, "symbols": "relative", "max_distance": 2}
+    near = {"width": 12, "symbols": "relational", "neighbors": 2, "neighbor_heads": 3, "symbol_heads": 2, "symbol_count": 5}
+    first, second, x = setup(heads), setup(near, "symbol-retrieval"), x_of()
+    tensors = {"in.x": x, "out.out": run(heads, first, x)[0], "out.rel_symbols": run(near, second, x, "symbol-retrieval")[0]}
+    tensors |= {"w.out": torch.randn_like(x), "w.rel_symbols": torch.randn_like(x)}
+    for name, weight in first.items():
+        tensors["param." + name.replace("relational_attention.", "ra.").replace("symbols.", "pos.")] = weight
+    tensors |= {f"param.rsa.{name}": weight for name, weight in second.items()}
+    parts = {"ra": {"n_heads": 2, "n_relations": 4}, "pos": {"max_rel_pos": 2},
+             "rsa": {"nbhd_delta": 2, "rel_n_heads": 3, "symbolic_attn_n_heads": 2, "n_symbols": 5}}
+    options = parts if nested else {name: value for part in parts.values() for name, value in part.items()}
+    (tmp_path / ID).mkdir()
+    save_file(tensors, tmp_path / ID / "b.safetensors", {"config": json.dumps({"d_model": 12, **options})})
+    report = json.loads(torch.ops.regard.golden(ID, str(tmp_path)))
+    assert report["passed"] and report["claims"] >= 2, report["files"][0]["reason"]
