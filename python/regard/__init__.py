@@ -42,8 +42,9 @@ from .state import AttentionState
 from .trace import PairOutput
 
 __all__ = ["AttentionMap", "AttentionOutput", "AttentionState", "BlockIndex", "Edit", "LinearAttentionOutput",
-           "PairOutput", "RowStatistics", "Spec", "TraceError", "attention", "attention_blocks", "attention_paged", "check", "check_file", "create",
-           "expr", "group_heads", "list_mechanisms", "linear_attention", "load", "load_plugin", "merge", "models",
-           "nn", "path_counts", "reset_path_counts", "scale", "scaled_dot_product_attention", "strict"]
+           "PairOutput", "RowStatistics", "Spec", "TraceError", "attention", "attention_blocks", "attention_paged",
+           "check", "check_file", "create", "expr", "group_heads", "linear_attention", "list_mechanisms", "load",
+           "load_plugin", "merge", "models", "nn", "path_counts", "reset_path_counts", "scale",
+           "scaled_dot_product_attention", "strict"]
 
 __version__ = _torch.ops.regard.version()

@@ -3,8 +3,8 @@
     adapted = adapt(load("my_attention.py"))      # registers it as a mechanism of its own
     report = regard.check(adapted.id)
 
-What the theorems need to know is which argument is which. A file says it in a dict named `regard`, the command line says
-it in options (--x, --padding, ...), and the usual names of torch are known:
+What the theorems need to know is which argument is which. A file says it in a dict named `regard`, the command line
+says it in options (--x, --padding, ...), and the usual names of torch are known:
 
     regard = dict(
         object="module",            # the module, its class, or a function; default: the only one in the file
@@ -121,7 +121,7 @@ def candidates(module) -> dict[str, object]:
 
 
 def choose(module, name: str | None):
-    """(name, object): the one named; else the only module, the only class, the only function, or `module`/`attention`."""
+    """(name, object): the one named; else the only module, class or function, or `module` or `attention`."""
     found = candidates(module)
     if name is not None:
         if name in found:
@@ -197,7 +197,7 @@ def complete(description: Description, target) -> Description:
 
 
 class Adapted:
-    """A module or function that answers calls of the suite: op(x, weights, inputs, input_names, causal, training, outputs)."""
+    """A module or function that answers the calls of the suite, whose arguments are those of `_SCHEMA`."""
 
     def __init__(self, id: str, target, description: Description):
         self.id, self.target, self.description = id, target, description
@@ -236,7 +236,8 @@ class Adapted:
             keywords[description.cache] = self._unstream(cache)
         if self.module is None:
             return self.target(**keywords)
-        buffers = {name: (b.to(x.dtype) if b.is_floating_point() else b).clone() for name, b in self.module.named_buffers()}
+        buffers = {name: (b.to(x.dtype) if b.is_floating_point() else b).clone()
+                   for name, b in self.module.named_buffers()}
         was = self.module.training
         self.module.train(bool(training))
         try:
@@ -279,7 +280,8 @@ class Adapted:
         for tokens in (3, 5):
             result = self._run(torch.zeros(2, tokens, self.width), self.weights, {}, True, False, None)
             if not isinstance(result, (tuple, list)) or len(result) < 2:
-                fail("check", f"(y, cache) from a module with a cache '{self.description.cache}'", type(result).__name__)
+                fail("check", f"(y, cache) from a module with a cache '{self.description.cache}'",
+                     type(result).__name__)
             flat, self.cache_tree = pytree.tree_flatten(result[1])
             leaves.append(flat)
         streams = []
@@ -348,7 +350,7 @@ def _op_name(id: str) -> str:
 
 
 def adapt(module, **options) -> Adapted:
-    """Registers the object that a loaded file describes as a mechanism; `options` go before the file's dict `regard`."""
+    """Registers the object of a loaded file as a mechanism; `options` go before the file's dict `regard`."""
     given = {**getattr(module, "regard", {}), **{k: v for k, v in options.items() if v is not None}}
     description = describe(given)
     name, target = choose(module, description.object)

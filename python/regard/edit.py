@@ -197,6 +197,9 @@ def pack(function: str, edits, x: torch.Tensor) -> tuple[str, dict]:
             entry["spec"] = table
         if edit.head_scale is not None:
             captures["head_scale"] = _real_like(edit.head_scale, x)
+        for name in edit.tensors:
+            if name in captures:
+                fail(function, "names of an edit's tensors other than those of its captures", f"'{name}'")
         captures.update(edit.tensors)
         if edit._kept is not None:
             captures["token"] = edit._kept.token()

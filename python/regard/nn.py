@@ -236,12 +236,14 @@ def _registry(refresh: bool = False) -> dict[str, dict]:
 
 
 def list_mechanisms(role: str | None = None, family: str | None = None) -> list[str]:
-    """The ids of the registered mechanisms, sorted by family; of one role ("mixer", "pool", "host") or family."""
+    """The ids of the registered mechanisms, sorted by family; of one role ("mixer", "pool", "reducer", "host")
+    or family."""
     entries = _registry(refresh=True).values()
     roles, families = {entry["role"] for entry in entries}, {entry["family"] for entry in entries}
     for name, value, values in (("role", role, roles | set(SHAPES)), ("family", family, families)):
         if value is not None and value not in values:
-            fail("list_mechanisms", f"{name} among {', '.join(sorted(values))}", f"{value!r}{suggestion(value, values)}")
+            fail("list_mechanisms", f"{name} among {', '.join(sorted(values))}",
+                 f"{value!r}{suggestion(value, values)}")
     return [entry["id"] for entry in entries if role in (None, entry["role"]) and family in (None, entry["family"])]
 
 

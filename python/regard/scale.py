@@ -8,9 +8,9 @@
     y_own = layer(x_own, executor=executor)                  # any mechanism that shards
     y = regard.scale.unshard(y_own, dim=1, layout="zigzag")  # whole again, on every rank
 
-Gradients: the objective is the **sum over the ranks** of what each computes from its results. Weights lie on every rank
-and get their local contribution: all-reduce (sum) their gradients, as in data parallelism without the division. A result
-that every rank holds alike (a pool's) counts once a rank: let one rank use it, or divide by the number of ranks.
+Gradients: the objective is the **sum over the ranks** of what each computes from its results. Weights lie on every
+rank and get their local contribution: all-reduce (sum) their gradients, as in data parallelism without the division. A
+result that every rank holds alike (a pool's) counts once a rank: let one rank use it, or divide by the number of ranks.
 Every rank must run the backward if one does. First derivatives only.
 """
 
@@ -35,9 +35,9 @@ _count = itertools.count()
 def token_of_rank(tokens: int, ranks: int, layout: str, rank: int) -> torch.Tensor:
     """(n) int64: which of `tokens` tokens lie on `rank`, ascending.
 
-    contiguous: part `rank` of `ranks`; zigzag: parts rank and 2 ranks - 1 - rank of 2 ranks, the same work for all under
-    a causal mask. Parts are as equal as can be, longer ones first (`torch.tensor_split`); some are empty when tokens are
-    few.
+    contiguous: part `rank` of `ranks`; zigzag: parts rank and 2 ranks - 1 - rank of 2 ranks, the same work for all
+    under a causal mask. Parts are as equal as can be, longer ones first (`torch.tensor_split`); some are empty when
+    tokens are few.
     """
     return torch.ops.regard.token_of_rank(tokens, ranks, _layout(layout), rank)
 

@@ -159,6 +159,9 @@ class Stack(torch.nn.Module):
             if not getattr(layer, "caches", None):
                 fail("Stack", "layers that decode step by step",
                      f"layer {place}, {type(layer).__name__}, without a cache")
+        streams = [stream["name"] for stream in self.caches]
+        if cache and set(cache) != set(streams):
+            fail("Stack", f"all streams of the cache, {', '.join(streams)}", ", ".join(map(str, cache)))
         y, found, kept = self._run(x, _names(outputs), edits, call, dict(cache or {}))
         return (y, kept, found) if _names(outputs) else (y, kept)
 
@@ -174,7 +177,7 @@ class Stack(torch.nn.Module):
 
     def _run(self, x, outputs, edits, call, cache):
         plan = _Plan(self, outputs, edits)
-        board = {name: call.pop(name) for name in [*self.consumes] if name in call}
+        board = {name: call.pop(name) for name in self.consumes if name in call}
         losses: dict[str, list] = {}
         found, kept = {}, {}
         for place, layer in enumerate(self.layers):

@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from .attention import AttentionOutput, _check_tensors, _integer, _path, _prepare, _seed
+from .attention import AttentionOutput, _check_tensors, _drawn, _integer, _path, _prepare, _seed
 from .errors import fail
 from .spec import Spec
 
@@ -81,8 +81,7 @@ class AttentionState:
             if spec is not None:
                 fail(name, "key_offset without spec (its positions say where keys lie)", f"key_offset {key_offset}")
             table.setdefault("positions", {})["key"] = {"offset": key_offset}
-        if call.dropout and seed is None:
-            seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=q.device)
+        seed = _drawn(name, call, seed, q)
         tensors, names = torch.ops.regard.absorb_state(
             q, k, v, json.dumps(table), call.captures, call.operands, seed, query_offset, keys, _path(name, path))
         own = AttentionState()

@@ -7,11 +7,11 @@ namespace regard {
 
 /// Runs the theorems on the registered mechanism `id` and returns a report as JSON.
 ///
-/// options (JSON object): "theorems", a list of names (default all of paths-agree, causality, cache, split, shard,
-/// packed, gradients, checkpoint, empty-rows, padding, batch, threads, dtypes, maps, permutation, golden),
-/// compile and export among them, which run where Python has loaded the package; "executors", those that the theorem
-/// split runs on (default ["split"], with a random number of parts); "golden", the directory of golden cases (default
-/// the environment variable REGARD_GOLDEN); "seed", an integer (default 0). Equal options give equal reports.
+/// options (JSON object): "theorems", a list of names (default all: paths-agree, causality, cache, split, shard,
+/// packed, gradients, checkpoint, empty-rows, padding, batch, threads, dtypes, maps, permutation, compile, export,
+/// golden; compile and export run where Python has loaded the package); "executors", those that the theorem split runs
+/// on (default ["split"], with a random number of parts); "golden", the directory of golden cases (default the
+/// environment variable REGARD_GOLDEN); "seed", an integer (default 0). Equal options give equal reports.
 ///
 /// report: {"id", "passed", "seed", "calls", "rounding", "paths", "inputs", "refused_calls", "theorems": [{"theorem",
 /// "statement", "outcome": "pass" | "fail" | "not applicable", "reason", "error", "tolerance", "exact", "paths",

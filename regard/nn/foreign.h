@@ -12,13 +12,14 @@ namespace regard {
 /// A module that was not written for Regard, as a mechanism: its forward calls a torch op by name. So that one suite of
 /// theorems serves both.
 ///
-/// description (JSON): {"id", "op": "namespace::name", "role": "mixer" | "pool", "title", "width", "causal": bool,
-/// "needs_memory": bool, "inputs": [{"name", "doc"}], "weights": [{"name", "shape"}],
-/// "caches": [{"name", "kind", "entry", "length"}]}. The op is
+/// description (JSON): {"id", "op": "namespace::name", "role": "mixer" | "pool", "title", "width", "causal": "always" |
+/// "never" | "flag", "config": {further fields}, "inputs": [{"name", "doc"}], "weights": [{"name", "shape"}],
+/// "caches": [{"name", "kind": "append" | "ring" | "state", "entry", "length"}]}. The op is
 ///
-///     op(Tensor x, Tensor[] weights, Tensor[] inputs, str[] input_names, bool training, str[] outputs) -> Tensor[]
+///     op(Tensor x, Tensor[] weights, Tensor[] inputs, str[] input_names, bool causal, bool training, str[] outputs)
+///         -> Tensor[]
 ///
-/// and returns the main output, then the outputs named (caches). It has one configuration, {"width": D, "causal": C}.
+/// and returns the main output, then the outputs named (caches). Its configuration is {"width": D, "causal": C, ...}.
 /// `initial` are the weights to check it with, in the order of "weights". An id registered before is replaced.
 void register_foreign(const std::string& description, std::vector<at::Tensor> initial);
 

@@ -20,8 +20,9 @@
 ///     };
 ///
 /// and registered by one line in its source: REGARD_MECHANISM(MyPool). One that decodes step by step declares what it
-/// keeps: `static std::vector<CacheStream> caches(const Config& config);`, empty for configurations that cannot. Everything else (the C++ and Python modules,
-/// checkpoints, the arena, `regard list`, `regard check`) follows from that.
+/// keeps: `static std::vector<CacheStream> caches(const Config& config);`, empty for configurations that cannot.
+/// Everything else (the C++ and Python modules, checkpoints, the arena, `regard list`, `regard check`) follows from
+/// that.
 namespace regard {
 
 /// An input beside x, an output beside the main one, a tensor on the blackboard or a loss.

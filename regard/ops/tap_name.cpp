@@ -38,7 +38,7 @@ constexpr std::array<Form, 15> forms = {{
     {"offsets", TapKind::offsets, After::number, "offsets:R"},
 }};
 
-/// A whole text that is one number; more than 9 digits are no index of a token.
+/// A whole text that is one number; one of more letters than 9 digits and a sign is no index of a token.
 bool read_number(std::string_view text, int64_t& value) {
   if (text.empty() || text.size() > 10) return false;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);

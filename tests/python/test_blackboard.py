@@ -146,8 +146,19 @@ def test_packed_lengths_and_decode(x):
     torch.testing.assert_close(short[1, :3], stack(x[1:, :3])[0])
 
 
+def test_a_cache_of_some_layers_is_refused(x):
+    """A layer without its streams would begin anew beside layers that go on."""
+    stack = Stack([attention(), attention()])
+    _, cache = stack.decode(x[:, :2])
+    some = {name: tensor for name, tensor in cache.items() if name.startswith("0.")}
+    for given in (some, {**some, "2.k": cache["1.k"]}):
+        with pytest.raises(ValueError, match=r"\[Stack\] expected all streams of the cache, 0.k, 0.v, 1.k, 1.v; found 0.k"):
+            stack.decode(x[:, 2:], given)
+
+
 @pytest.mark.parametrize("outputs, message", [
-    ("weighd", r"\[Stack\] expected outputs among significance, weighed, loss, loss.size, PLACE.NAME .*; found 'weighd'; did you mean 'weighed'\?"),
+    ("weighd", r"\[Stack\] expected outputs among significance, weighed, loss, loss.size, PLACE.NAME .*; "
+               r"found 'weighd'; did you mean 'weighed'\?"),
     ("2.tap.max", r"\[Stack\] expected outputs among .*\(0, 1, 3, 4\); found '2.tap.max'"),
     ("loss.balance", r"\[Stack\] expected a layer with the auxiliary loss that is asked for; found 'loss.balance'"),
     ("3.tap.maxx", r"\[tap\] expected one of"),
@@ -158,9 +169,11 @@ def test_outputs_that_nothing_gives(stack, x, outputs, message):
 
 
 def test_other_errors(stack, x):
-    with pytest.raises(ValueError, match=r"\[Stack\] expected layers that decode step by step; found layer 1, Weighing, without"):
+    without = r"\[Stack\] expected layers that decode step by step; found layer 1, Weighing, without"
+    with pytest.raises(ValueError, match=without):
         stack.decode(x)
-    with pytest.raises(ValueError, match=r"\[Stack\] expected edits of layers that it has, by their places; found layer '9'"):
+    nowhere = r"\[Stack\] expected edits of layers that it has, by their places; found layer '9'"
+    with pytest.raises(ValueError, match=nowhere):
         stack(x, edits=[regard.Edit(head_scale=[1, 1], layer="9")])
     with pytest.raises(ValueError, match=r"\[Stack\] expected layers to be modules; found int at 0"):
         Stack([3])

@@ -190,9 +190,15 @@ def test_bad_edits_are_refused(arguments, message):
         regard.Edit(**arguments)
 
 
+ONE = torch.ones(1, dtype=torch.float64)
+
+
 @pytest.mark.parametrize("edit, message", [
     (regard.Edit(head_scale=[1.0, 2.0]), r"\[edit\] expected head_scale \(H\) or \(B, H\) .*; found \(2,\)"),
-    (regard.Edit(head_scale=[1.0] * 4, attention=1), r"expected edits of attentions that it runs; found one of every layer, attention 1"),
+    (regard.Edit(head_scale=[1.0] * 4, attention=1),
+     r"expected edits of attentions that it runs; found one of every layer, attention 1"),
+    (regard.Edit(score=lambda s, b, h, i, j: s * ONE[i * 0], after=lambda w, rows, c0: w * c0, tensors={"c0": ONE[0]}),
+     r"expected names of an edit's tensors other than those of its captures; found 'c0'"),
     (regard.Edit(after=lambda w, rows: w[..., :2]), r"\[edit\] expected weights like those given"),
     (regard.Edit(after=lambda w, rows: None), r"\[Edit\] expected after to return the weights; found NoneType"),
     (regard.Edit(score=lambda s, b, h, i, j: "x"), r"\[Edit\] expected score to return a traced value"),
@@ -203,7 +209,8 @@ def test_edits_that_do_not_fit_are_refused(module, x, edit, message):
 
 
 def test_a_list_of_edits_is_asked_for(module, x):
-    with pytest.raises(ValueError, match=r"\[softmax-attention\] expected edits to be a list of regard.Edit; found an entry of type int"):
+    message = r"\[softmax-attention\] expected edits to be a list of regard.Edit; found an entry of type int"
+    with pytest.raises(ValueError, match=message):
         module(x, edits=[3])
 
 

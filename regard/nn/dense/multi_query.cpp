@@ -90,7 +90,7 @@ Info MultiQuery::info() {
   Info info;
   info.id = id;
   info.family = "dense";
-  info.title = "MultiQuery and grouped-query attention: query heads share key and value heads";
+  info.title = "Multi-query and grouped-query attention: query heads share key and value heads";
   info.equation = "y = concat_h(softmax(scale q_h k_g^T) v_g) Wo, g = h // (H / Hk)";
   info.paper = "Shazeer, 2019, Fast Transformer Decoding; Ainslie et al., 2023, GQA";
   info.inputs = side_ports();

@@ -7,8 +7,9 @@ namespace regard {
 /// Normalized attention pooling (NAP): scores standardized over the keys that a query sees instead of softmax, with a
 /// learned gain and bias a head, in a block of its own.
 ///
-///     z_ij = <q_i, k_j>,   w_ij = gain_h (z_ij - mean_i) / (sqrt(var_i) + epsilon) + bias_h,   o = concat_h(sum_j w_ij
-///     v_j) y = x + LN(mixing(GELU(LN(o)))),   out = y + LN(W2 GELU(LN(W1 y)))
+///     z_ij = <q_i, k_j>,   w_ij = gain_h (z_ij - mean_i) / (sqrt(var_i) + epsilon) + bias_h
+///     o = concat_h(sum_j w_ij v_j)
+///     y = x + LN(mixing(GELU(LN(o)))),   out = y + LN(W2 GELU(LN(W1 y)))
 ///
 /// x (B, M, D), input `memory` (B, N, D) for keys and values (else x); out (B, M, D); any floating dtype. mean and var
 /// (biased) run over the visible keys; weights may be negative and need not sum to one. Scores are not scaled.

@@ -11,12 +11,12 @@ namespace regard {
 ///                       r_ijl = act(<Wq_rel,l x_i, Wk_rel,l x_j> / sqrt(Dr)),  l = 1..R, for all heads alike
 ///     y = concat(y_s, Wo concat_h o_h)
 ///
-/// x (B, N, D) -> y (B, N, D), Dh = D / (self_heads + relational_heads); nothing mixes the two groups after their own
-/// output projections. s_j is the symbol of token j (see SymbolConfig), or s_ij that of the pair with relative symbols.
-/// r is averaged first and projected afterwards: sum_j a_ij r_ij is a sum over keys beside o, never an (N, N, R)
-/// tensor, and relative symbols are sums of a_ij over the 2 L + 1 distances times the projected table. Forms kept for
-/// comparison: `rca`, o_i = sum_j act(<q_i, k_j> / sqrt(Dh)) Ws s_j, with softmax or any activation; and `disrca`, o_i
-/// = sum_j a_ij r^h_ij Ws s_j with one relation of width Dh a head.
+/// x (B, N, D) -> y (B, N, D), any floating dtype, Dh = D / (self_heads + relational_heads); nothing mixes the two
+/// groups after their own output projections. s_j is the symbol of token j (see SymbolConfig), or s_ij that of the pair
+/// with relative symbols. r is averaged first and projected afterwards: sum_j a_ij r_ij is a sum over keys beside o,
+/// never an (N, N, R) tensor, and relative symbols are sums of a_ij over the 2 L + 1 distances times the projected
+/// table. Forms kept for comparison: `rca`, o_i = sum_j act(<q_i, k_j> / sqrt(Dh)) Ws s_j, with softmax or any
+/// activation; and `disrca`, o_i = sum_j a_ij r^h_ij Ws s_j with one relation of width Dh a head.
 ///
 /// Query head h reads key head h // (H / Hk); relations are counted apart from heads. RoPE (pairs 2t, 2t + 1) turns
 /// what the weights a are made of, never relations. The activation softmax is over all keys j of a row, the future
@@ -26,8 +26,11 @@ namespace regard {
 /// Weights: self_attention.{wq,wk,wv,wo}; relational_attention.{wq_attn,wk_attn,wq_rel,wk_rel,wv,wo} and wr (Hr, Dh, R)
 /// (wk_rel is wq_rel when symmetric); rca {wq,wk,wv,wo}; those of the symbols under "symbols.".
 ///
+/// Errors: heads that do not divide, relations * relation_width other than relational_heads * Dh, options of another
+/// form, the activation softmax or neighbors on both sides with causal, by name.
+///
 /// Paper: Altabaa & Lafferty, 2024, Disentangling and Integrating Relational and Sensory Information in Transformer
-/// Architectures; rca: Altabaa et al., 2023, Abstractors and relational cross-attention.
+/// Architectures (arXiv 2405.16727); rca: Altabaa et al., 2023, Abstractors and relational cross-attention.
 struct RelationalAttention {
   struct Config : SymbolConfig {
     int64_t width = 0;                ///< D

@@ -14,7 +14,7 @@ namespace regard {
 ///     relational   symbolic attention whose query is made of i's relations to its neighbors i - 1 .. i - delta
 ///                  (or around i); a neighbor outside the sequence is the nearest token inside
 struct SymbolConfig {
-  std::string symbols = "symbolic";    ///< symbolic | positional | relative | relational | input | none
+  std::string symbols = "symbolic";    ///< symbolic | positional | relative | relational | input
   int64_t symbol_heads = 1;            ///< of symbolic and relational
   int64_t symbol_count = 16;           ///< S: library entries
   std::optional<double> symbol_scale;  ///< default 1 / sqrt(D / symbol_heads)
@@ -47,9 +47,11 @@ at::Tensor retrieve_symbols(const SymbolConfig& config, const Weights& weights, 
 ///
 ///     y_i = s_i,  one of symbolic, positional, relational as above
 ///
-/// x (B, N, D) -> y (B, N, D); a padded token gives 0. Weights as above without a prefix.
+/// x (B, N, D) -> y (B, N, D), any floating dtype; a padded token gives 0. Weights as above without a prefix.
+/// Errors: symbols of pairs or given ones, heads that do not divide the width, neighbors on both sides with causal.
+///
 /// Paper: Altabaa & Lafferty, 2024, Disentangling and Integrating Relational and Sensory Information in Transformer
-/// Architectures.
+/// Architectures (arXiv 2405.16727).
 struct SymbolRetrieval {
   struct Config : SymbolConfig {
     int64_t width = 0;    ///< D

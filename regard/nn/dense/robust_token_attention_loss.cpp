@@ -14,7 +14,7 @@ namespace {
 constexpr double least_norm = 1e-8;  // of the cosine, as torch.nn.functional.cosine_similarity
 constexpr double layers_epsilon = 1e-6;
 
-/// threshold / N; of no keys, 0.
+/// t where it is above threshold / N, else 0; the comparison is a constant for derivatives.
 at::Tensor above(const at::Tensor& t, double threshold) {
   const at::Tensor level =
       at::scalar_tensor(at::Scalar(t.sym_size(-1).max(c10::SymInt(1))), t.options()).reciprocal() * threshold;

@@ -21,14 +21,17 @@ namespace regard {
 /// Loss `balance`: R^2 mean_e(mean_t p_te mean_t m_te), the second mean a constant; 1/R and K/R everywhere give K.
 /// Padding does not count in it.
 /// Execution `gathered` computes routed heads for the tokens that chose them alone, `dense` all of them: equal to
-/// rounding. Gathering is for whole sequences
-/// of a known length (a traced program of it serves that length only), without cache, shards, dropout or maps.
+/// rounding. Gathering is for whole sequences of a known length (a traced program of it serves that length only),
+/// without cache, shards, dropout or maps.
 ///
 /// Weights: qkv.weight ((H + 2 Hk) Dh, D), qkv.bias, proj; or with `separate` q_proj, k_proj, v_proj, o_proj; q_norm.*,
 /// k_norm.* (Dh); wg.weight (R, D), wg_0.weight (2, D), wg_1.weight (S, D); temperature (H, 1, 1), query_embedding
 /// (H, 1, Dh).
 ///
-/// Paper: Jin et al., 2024, MoH: Multi-Head Attention as Mixture-of-Head Attention.
+/// Errors: widths and heads that do not divide, shared_heads and routed_heads out of range, cosine with causal, memory
+/// with causal or rope, by name.
+///
+/// Paper: Jin et al., 2024, MoH: Multi-Head Attention as Mixture-of-Head Attention (arXiv 2410.11842).
 struct MixtureOfHead {
   struct Config {
     int64_t width = 0;                ///< D
