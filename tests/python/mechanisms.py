@@ -18,6 +18,12 @@ def weights_of(id, config, dtype=torch.float64, spread=0.1):
     return [t + spread * torch.rand_like(t) if t.is_floating_point() else t for t in tensors]
 
 
+def named(id, config, weights):
+    """The weights by their names."""
+    declared = json.loads(torch.ops.regard.declare(id, _text(config)))["weights"]
+    return dict(zip([weight["name"] for weight in declared], weights))
+
+
 def tokens(config, batch=2, length=6, dtype=torch.float64):
     """x (B, N, D)."""
     return torch.randn(batch, length, json.loads(_text(config))["width"], dtype=dtype)
@@ -46,6 +52,15 @@ def refuses(expected, id, config=None, x=None, weights=None, inputs=None, **opti
         weights = torch.ops.regard.initialize(id, _text(config)) if weights is None else weights
         call(id, config, weights, torch.randn(2, 6, 8) if x is None else x, inputs, **options)
     assert str(error.value) == expected
+
+
+def decoded(module, x, cuts):
+    """What a decode of x in chunks of these lengths gives, joined."""
+    cache, steps = None, []
+    for chunk in x.split(cuts, 1):
+        y, cache = module.decode(chunk, cache)
+        steps.append(y)
+    return torch.cat(steps, 1)
 
 
 def gradcheck(function, *inputs, second=True):

@@ -1,16 +1,10 @@
 """softmax-attention again, dense and in plain PyTorch, with inputs of every kind: what its tests are held against."""
 
-import json
-
 import torch
-from mechanisms import tokens
+from mechanisms import named, tokens
 
 ID = "softmax-attention"
 F = torch.nn.functional
-
-
-def named(config, weights):
-    return dict(zip([w["name"] for w in json.loads(torch.ops.regard.declare(ID, json.dumps(config)))["weights"]], weights))
 
 
 def rotated(x, positions, theta, width, interleaved):
@@ -27,7 +21,7 @@ def rotated(x, positions, theta, width, interleaved):
 def reference(config, weights, x, inputs):
     """Everything dense, in the order of the documentation; returns y, the weights p and what queries see."""
     c = {"heads": 8, "norm_epsilon": 1e-6, "rope_theta": 1e4, "normalizer": "softmax", "divisor": "auto", **config}
-    w = named(config, weights)
+    w = named(ID, config, weights)
     H, D = c["heads"], c["width"]
     Hk, Dh = c.get("kv_heads") or H, c.get("head_width") or D // H
     Dv = c.get("value_width") or Dh

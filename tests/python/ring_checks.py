@@ -248,7 +248,8 @@ def check_mechanism(member, id, config):
     (found * own_weight).sum().backward()
     label = f"{id} {config}"
     member.close(f"{label} y", found.detach(), expected.detach() if pool else member.own(expected.detach(), 1))
-    largest = max([zero_or(given.grad, given).abs().max().item()] + [w.grad.abs().max().item() for w in leaves if w.grad is not None])
+    largest = max([zero_or(given.grad, given).abs().max().item()] +
+                  [w.grad.abs().max().item() for w in leaves if w.grad is not None])
     member.close(f"{label} dx", zero_or(own.grad, own), member.own(zero_or(given.grad, given), 1), largest=largest)
     for i, (a, b) in enumerate(zip(own_leaves, leaves)):
         if b.grad is not None:

@@ -168,7 +168,8 @@ def test_flex_attention_functions_run_unchanged(name):
         "alibi": (lambda score, b, h, q_idx, kv_idx: score + slopes[h] * (kv_idx - q_idx), None),
         "softcap": (lambda score, b, h, q_idx, kv_idx: 3.0 * torch.tanh(score / 3.0), None),
         "causal": (None, lambda b, h, q_idx, kv_idx: q_idx >= kv_idx),
-        "documents": (None, lambda b, h, q_idx, kv_idx: (document[b, q_idx] == document[b, kv_idx]) & (q_idx >= kv_idx)),
+        "documents": (None, lambda b, h, q_idx, kv_idx:
+                      (document[b, q_idx] == document[b, kv_idx]) & (q_idx >= kv_idx)),
         "bias": (lambda score, b, h, q_idx, kv_idx: score + bias[h, q_idx, kv_idx], None),
     }[name]
     block_mask = create_block_mask(mask_mod, B, H, L, L, device="cpu") if mask_mod else None
@@ -228,7 +229,8 @@ def test_normalizers(normalizer, path, qkv, paths_of):
         "z_score": lambda: torch.where(n > 1, (s - mean) / deviation[settings.get("epsilon_place", "inside")], 0.0),
     }[kind]()
     expected = (expected * keep) @ v.repeat_interleave(2, dim=1)
-    counts, o = paths_of(lambda: regard.attention(q, k, v, score=positive, is_causal=True, normalizer=normalizer, path=path))
+    counts, o = paths_of(
+        lambda: regard.attention(q, k, v, score=positive, is_causal=True, normalizer=normalizer, path=path))
     assert counts == {"attention": {path: 1}}
     rows = slice(1, None) if kind == "z_score" else slice(None)
     close(o[:, :, rows], expected[:, :, rows])

@@ -152,7 +152,8 @@ def test_a_cache_of_some_layers_is_refused(x):
     _, cache = stack.decode(x[:, :2])
     some = {name: tensor for name, tensor in cache.items() if name.startswith("0.")}
     for given in (some, {**some, "2.k": cache["1.k"]}):
-        with pytest.raises(ValueError, match=r"\[Stack\] expected all streams of the cache, 0.k, 0.v, 1.k, 1.v; found 0.k"):
+        with pytest.raises(ValueError,
+                           match=r"\[Stack\] expected all streams of the cache, 0.k, 0.v, 1.k, 1.v; found 0.k"):
             stack.decode(x[:, 2:], given)
 
 
@@ -272,5 +273,6 @@ def test_a_host_connects_its_layers_and_sums_their_losses():
 
 def test_a_host_without_losses_says_so():
     model = regard.models.ViT(img_size=4, patch_size=2, in_chans=1, num_classes=3, embed_dim=8, depth=1, num_heads=2)
-    with pytest.raises(ValueError, match=r"\[vit\] expected a layer with the auxiliary loss that is asked for; found 'loss'"):
+    with pytest.raises(ValueError,
+                       match=r"\[vit\] expected a layer with the auxiliary loss that is asked for; found 'loss'"):
         model(torch.randn(1, 1, 4, 4), outputs="loss")

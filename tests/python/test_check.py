@@ -100,7 +100,8 @@ def test_chosen_theorems_run_alone_in_the_order_of_the_report():
 
 @pytest.mark.parametrize("id, options, message", [
     ("simpol", "{}", "simpool"),
-    ("mean", '{"theorems": ["causalty"]}', r"\[check\] expected theorems among .*; found 'causalty'; did you mean 'causality'"),
+    ("mean", '{"theorems": ["causalty"]}',
+     r"\[check\] expected theorems among .*; found 'causalty'; did you mean 'causality'"),
     ("mean", '{"theorems": "batch"}', r"\[check\] expected theorems to be a list of names; found \"batch\""),
     ("mean", '{"golde": "x"}', r"\[check\] expected options among .*; found 'golde': \"x\"; did you mean 'golden'"),
     ("mean", '{"executors": ["locl"]}', r"\[check\] expected executors among .*; found 'locl'; did you mean 'local'"),

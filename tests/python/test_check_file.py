@@ -80,7 +80,8 @@ def test_a_function_is_checked_as_it_is(tmp_path):
 
 
 def test_the_command(tmp_path, capsys):
-    path = write(tmp_path, "class Mean(torch.nn.Module):\n    def forward(self, tokens):\n        return tokens.mean(1)\n")
+    path = write(tmp_path,
+                 "class Mean(torch.nn.Module):\n    def forward(self, tokens):\n        return tokens.mean(1)\n")
     report = tmp_path / "report.json"
     assert main(["check", path, "--theorems", "batch,gradients", "--json", str(report)]) == 0
     out = capsys.readouterr().out

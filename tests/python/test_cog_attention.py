@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import regard
 import torch
-from mechanisms import call, gradcheck, main, refuses, tokens, weights_of
+from mechanisms import call, decoded, gradcheck, main, named, refuses, tokens, weights_of
 from safetensors.numpy import save_file
 
 ID = "cog-attention"
@@ -18,10 +18,6 @@ CONFIGS = [{"width": 12, "heads": 3}, {"width": 12, "heads": 2, "head_width": 4,
            {"width": 12, "heads": 2, "form": "image", "rope": True, "epsilon": 1e-6},
            {"width": 12, "heads": 3, "attention": "softmax"}]
 each_config = pytest.mark.parametrize("config", CONFIGS, ids=json.dumps)
-
-
-def named(config, weights):
-    return dict(zip([w["name"] for w in json.loads(torch.ops.regard.declare(ID, json.dumps(config)))["weights"]], weights))
 
 
 def turned(t, positions, theta):
@@ -43,7 +39,7 @@ def signed(s, keep, epsilon=0.0):
 
 
 def written_out(config, weights, x, memory=None, keep=None, positions=None):
-    w, memory = named(config, weights), x if memory is None else memory
+    w, memory = named(ID, config, weights), x if memory is None else memory
     heads = config["heads"]
     if config.get("form") == "image":
         rows, bias = w["qkv.weight"].chunk(3), w.get("qkv.bias")
@@ -148,7 +144,8 @@ def test_negating_a_key_and_its_value_changes_nothing():
     memory = torch.randn(B, N, 12, dtype=torch.float64)
     other = memory.clone()
     other[:, 4] *= -1
-    torch.testing.assert_close(main(ID, IMAGE, weights, x, {"memory": other}), main(ID, IMAGE, weights, x, {"memory": memory}))
+    torch.testing.assert_close(main(ID, IMAGE, weights, x, {"memory": other}),
+                               main(ID, IMAGE, weights, x, {"memory": memory}))
 
 
 def test_an_exact_zero_counts_in_the_sum_unless_epsilon_leaves_it_out():
@@ -187,11 +184,8 @@ def test_paths_agree(epsilon, path, paths_of):
 @pytest.mark.parametrize("cuts", [[1] * 7, [3, 1, 3]])
 def test_a_decode_in_chunks_equals_one_shot(config, cuts):
     module = regard.create(ID, **config, causal=True, dtype=torch.float64)
-    x, cache, steps = torch.randn(2, 7, 12, dtype=torch.float64), None, []
-    for chunk in x.split(cuts, 1):
-        y, cache = module.decode(chunk, cache)
-        steps.append(y)
-    torch.testing.assert_close(torch.cat(steps, 1), module(x))
+    x = torch.randn(2, 7, 12, dtype=torch.float64)
+    torch.testing.assert_close(decoded(module, x, cuts), module(x))
 
 
 @each_config
@@ -210,7 +204,7 @@ def test_official_names_of_the_image_form(config, tmp_path):
     y, _ = written_out(config, leaves[1:], leaves[0])
     w = torch.randn_like(y)
     tensors = {"out.out": y, "w": w}
-    names = ["in.x", *(f"param.{name}" for name in named(config, leaves[1:]))]
+    names = ["in.x", *(f"param.{name}" for name in named(ID, config, leaves[1:]))]
     for name, leaf, gradient in zip(names, leaves, torch.autograd.grad((y * w).sum(), leaves)):
         tensors |= {name: leaf, f"grad.{name}": gradient}
     (tmp_path / ID).mkdir()
@@ -221,8 +215,8 @@ def test_official_names_of_the_image_form(config, tmp_path):
 
 
 def test_weights_have_the_official_names():
-    assert list(named({"width": 16}, range(4))) == ["qw", "kw", "vw", "ow"]
-    assert list(named({**IMAGE, "qkv_bias": True}, range(4))) == ["qkv.weight", "qkv.bias", "proj.weight", "proj.bias"]
+    assert list(named(ID, {"width": 16}, range(4))) == ["qw", "kw", "vw", "ow"]
+    assert list(named(ID, {**IMAGE, "qkv_bias": True}, range(4))) == ["qkv.weight", "qkv.bias", "proj.weight", "proj.bias"]
 
 
 def test_bad_input():

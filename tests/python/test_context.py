@@ -108,9 +108,11 @@ def test_a_packed_decode_is_refused(module, x):
 
 def test_mechanisms_that_cannot_say_so(x):
     whole = regard.nn.SoftmaxAttention(width=16, heads=2, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"\[softmax-attention\] expected a configuration that decodes step by step; found one"):
+    with pytest.raises(ValueError,
+                       match=r"\[softmax-attention\] expected a configuration that decodes step by step; found one"):
         whole.decode(x)
-    with pytest.raises(ValueError, match=r"expected no cache: this configuration keeps nothing between steps; found 'cache.k'"):
+    with pytest.raises(ValueError,
+                       match=r"expected no cache: this configuration keeps nothing between steps; found 'cache.k'"):
         whole(x, outputs="cache.k")
     with pytest.raises(ValueError, match=r"\[poolformer\] expected a mechanism that runs on packed sequences"):
         regard.nn.PoolFormer(width=16, dtype=torch.float64)(x[:1], grid=(3, 3), cu_seqlens=torch.tensor([0, 9]))

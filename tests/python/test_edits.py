@@ -131,7 +131,8 @@ def test_a_graph_keeps_the_functions_of_its_edits(module, x):
 
 def test_a_tensor_that_after_hides_is_refused(module, x):
     gate = torch.rand(6, dtype=torch.float64, requires_grad=True)
-    with pytest.raises(ValueError, match=r"\[edit\] expected every tensor that needs a gradient among the edit's tensors"):
+    with pytest.raises(ValueError,
+                       match=r"\[edit\] expected every tensor that needs a gradient among the edit's tensors"):
         module(x, edits=[regard.Edit(after=lambda w, rows: w * gate)])
 
 
@@ -173,7 +174,8 @@ def test_layers_of_a_host():
     flat = regard.Edit(score=lambda s, b, h, i, j: 0 * s, layer="attn_pool")
     _, found = pooled(image, outputs="attn_pool.tap.effective_keys", edits=[flat])
     torch.testing.assert_close(found["attn_pool.tap.effective_keys"], torch.full((2, 2, 1), 4.0))
-    with pytest.raises(ValueError, match=r"\[vit\] expected edits of attentions that it runs; found one of layer 'blocks.9"):
+    with pytest.raises(ValueError,
+                       match=r"\[vit\] expected edits of attentions that it runs; found one of layer 'blocks.9"):
         model(image, edits=[regard.Edit(head_scale=[1, 1], layer="blocks.9.attn")])
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import regard
 import torch
-from mechanisms import call, gradcheck, main, refuses, tokens, weights_of
+from mechanisms import call, decoded, gradcheck, main, named, refuses, tokens, weights_of
 
 ID = "gated-attention"
 F = torch.nn.functional
@@ -22,10 +22,6 @@ CONFIGS = [{**BASE, **config} for config in CONFIGS]
 each_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: json.dumps({k: v for k, v in c.items() if k not in BASE}))
 
 
-def named(config, weights):
-    return dict(zip([w["name"] for w in json.loads(torch.ops.regard.declare(ID, json.dumps(config)))["weights"]], weights))
-
-
 def rotated(t, theta=1e4):
     width = t.shape[-1]
     angles = torch.arange(t.shape[2]).double()[:, None] * theta ** (-torch.arange(0, width, 2).double() / width)
@@ -35,7 +31,7 @@ def rotated(t, theta=1e4):
 
 
 def written_out(config, weights, x, memory=None, causal=False):
-    w, memory = named(config, weights), x if memory is None else memory
+    w, memory = named(ID, config, weights), x if memory is None else memory
     H, Hk, Dh, position = config["heads"], config["kv_heads"], config["head_width"], config.get("position", "G1")
     G, kind = H // Hk, config.get("activation", "auto")
     gated = config.get("headwise") or config.get("elementwise", True)
@@ -69,7 +65,8 @@ def written_out(config, weights, x, memory=None, causal=False):
     k, v = (project(memory, n).unflatten(-1, (Hk, Dh)).transpose(1, 2) for n in ("k_proj", "v_proj"))
     q, k, v = gate("G4", q, x), gate("G3", k, memory), gate("G2", v, memory)
     if config.get("qk_norm", True):
-        q, k = (w[f"{n}_norm.weight"] * t / (t.square().mean(-1, keepdim=True) + 1e-6).sqrt() for n, t in (("q", q), ("k", k)))
+        q, k = (w[f"{n}_norm.weight"] * t / (t.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+                for n, t in (("q", q), ("k", k)))
     if config.get("rope", True):
         q, k = rotated(q), rotated(k)
     k, v = (t.repeat_interleave(G, 1) for t in (k, v))
@@ -95,7 +92,8 @@ def test_equals_the_formula_with_gradients(config, causal):
 @each_config
 def test_cross_attention_gates_by_the_owner(config):
     weights, x, memory = weights_of(ID, config), tokens(config, B, M), torch.randn(B, N, 12, dtype=torch.float64)
-    torch.testing.assert_close(main(ID, config, weights, x, {"memory": memory}), written_out(config, weights, x, memory))
+    torch.testing.assert_close(main(ID, config, weights, x, {"memory": memory}),
+                               written_out(config, weights, x, memory))
 
 
 @pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[1], CONFIGS[13], CONFIGS[18]], ids=json.dumps)
@@ -113,7 +111,7 @@ def test_takes_the_fused_path(config, paths_of):
 def test_zero_gate_rows_give_exactly_half_and_large_ones_the_plain_attention():
     config = {**BASE, "headwise": True, "qkv_bias": True}
     weights, x = weights_of(ID, config), tokens(config, B, M)
-    w = named(config, weights)
+    w = named(ID, config, weights)
     w["o_proj.bias"].zero_()
     rows = [part.split([12, 2]) for part in w["q_proj.weight"].chunk(2)]
     bias = [part.split([12, 2]) for part in w["q_proj.bias"].chunk(2)]
@@ -200,11 +198,8 @@ def test_gradcheck(config):
 @each_config
 def test_a_decode_in_chunks_equals_one_shot(config):
     module = regard.create(ID, **config, causal=True, dtype=torch.float64)
-    x, cache, steps = torch.randn(2, 7, 12, dtype=torch.float64), None, []
-    for chunk in x.split([3, 1, 1, 2], 1):
-        y, cache = module.decode(chunk, cache)
-        steps.append(y)
-    torch.testing.assert_close(torch.cat(steps, 1), module(x))
+    x = torch.randn(2, 7, 12, dtype=torch.float64)
+    torch.testing.assert_close(decoded(module, x, [3, 1, 1, 2]), module(x))
 
 
 @each_config
@@ -218,7 +213,7 @@ def test_packed_sequences_are_apart(config):
 def test_weights_have_the_official_names_and_sizes():
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"]
     for config, rows in (({**BASE, "headwise": True}, 4 * 6 + 4), (BASE, 2 * 4 * 6)):
-        weights = named(config, weights_of(ID, config))
+        weights = named(ID, config, weights_of(ID, config))
         assert list(weights) == [f"{name}.weight" for name in names]
         assert weights["q_proj.weight"].shape == (rows, 12)
 

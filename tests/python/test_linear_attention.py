@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from mechanisms import REGISTRY, call, gradcheck, main, refuses, tokens, weights_of
+from mechanisms import REGISTRY, call, gradcheck, main, named, refuses, tokens, weights_of
 
 import regard
 
@@ -12,10 +12,6 @@ ID = "linear-attention"
 EXAMPLES = REGISTRY[ID]["examples"]
 MAPS = ["elu1", "relu", "identity", "silu", "softmax", "dpfp", "t2r", "hadamard", "hedgehog", "taylor2"]
 causal_examples = pytest.mark.parametrize("config", [c for c in EXAMPLES if c.get("causal", True)], ids=json.dumps)
-
-
-def named(config, weights):
-    return dict(zip([w["name"] for w in json.loads(torch.ops.regard.declare(ID, json.dumps(config)))["weights"]], weights))
 
 
 def close(a, b, tolerance=1e-11):
@@ -43,7 +39,7 @@ def phi(config, w, x, which):
 def test_feature_maps_and_weights(map):
     config = {"width": 8, "heads": 2, "feature_map": map, "normalize": False, "dpfp_order": 2, "scale": 1.0}
     x, weights = tokens(config), weights_of(ID, config)
-    w = named(config, weights)
+    w = named(ID, config, weights)
     q, k, v = [torch.nn.functional.linear(x, w[f"{n}_proj.weight"]).unflatten(-1, (2, 4)).transpose(1, 2) for n in "qkv"]
     o = (phi(config, w, q, "q") @ phi(config, w, k, "k").mT).tril() @ v
     close(main(ID, config, weights, x), torch.nn.functional.linear(o.transpose(1, 2).flatten(2), w["o_proj.weight"]))
@@ -52,7 +48,7 @@ def test_feature_maps_and_weights(map):
 def test_taylor2_is_the_exponential_to_second_order():
     config = {"width": 8, "heads": 2, "feature_map": "taylor2"}
     x, weights = tokens(config), weights_of(ID, config)
-    w = named(config, weights)
+    w = named(ID, config, weights)
     q, k = [torch.nn.functional.linear(x, w[f"{n}_proj.weight"]).unflatten(-1, (2, 4)).transpose(1, 2) for n in "qk"]
     c = q @ k.mT / 2
     p = (1 + c + c * c / 2).tril()
@@ -62,7 +58,7 @@ def test_taylor2_is_the_exponential_to_second_order():
 def test_gated_delta_layer_written_out():
     config = EXAMPLES[4]
     x, weights = tokens(config), weights_of(ID, config)
-    w = named(config, weights)
+    w = named(ID, config, weights)
     F = torch.nn.functional
     heads = lambda n: F.linear(x, w[f"{n}_proj.weight"]).unflatten(-1, (2, 4)).transpose(1, 2)
     unit = lambda t: t / (t.square().sum(-1, keepdim=True) + 1e-6).sqrt()

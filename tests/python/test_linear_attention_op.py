@@ -187,7 +187,8 @@ def test_normalized_weights_are_a_distribution():
     close(OP(q, k, torch.ones_like(v), **call)[0], torch.ones(2, 4, 19, 3, dtype=torch.float64), 1e-4)
 
 
-@pytest.mark.parametrize("kind,delta,normalize", [("none", False, True), ("key", False, False), ("scalar", True, False)])
+@pytest.mark.parametrize("kind,delta,normalize", [("none", False, True), ("key", False, False),
+                                                  ("scalar", True, False)])
 def test_padding_is_as_if_cut_whatever_it_holds(kind, delta, normalize):
     q, k, v, call = problem(kind, delta, normalize)
     hidden = torch.arange(19) >= torch.tensor([19, 8])[:, None]
@@ -239,7 +240,8 @@ def test_refusals(change, expected):
 
 
 def golden_files():
-    folder = pathlib.Path(os.environ.get("REGARD_GOLDEN", pathlib.Path(__file__).parents[1] / "golden")) / "linear-attention"
+    folder = pathlib.Path(os.environ.get("REGARD_GOLDEN",
+                                         pathlib.Path(__file__).parents[1] / "golden")) / "linear-attention"
     return sorted(folder.glob("*.safetensors"))
 
 

@@ -249,7 +249,8 @@ def test_bad_calls_say_what_was_expected():
     refuses("[mean] expected include_prefix to be true or false; found 1", "mean", {"width": 8, "include_prefix": 1})
     refuses('[simpool] expected gamma to be a number or null; found "2"', "simpool", {"width": 8, "gamma": "2"})
     refuses("[mean] expected the configuration to be a JSON object; found [8]", "mean", "[8]", weights=[])
-    refuses("[mean] expected x (B, N, 7) or (B, 7, H, W) of a floating type; found (2, 6, 8) float32", "mean", {"width": 7})
+    refuses("[mean] expected x (B, N, 7) or (B, 7, H, W) of a floating type; found (2, 6, 8) float32", "mean",
+            {"width": 7})
     refuses("[mean] expected x (B, N, 8) or (B, 8, H, W) of a floating type; found (2, 6, 8) int64", "mean", x=x.long())
     refuses("[poolformer] expected x (B, N, 8) of a floating type; found (6, 8) float32", "poolformer", x=x[0], grid=[6])
     refuses("[mean] expected inputs among 'lengths'; found 'length'; did you mean 'lengths'?", "mean", inputs={"length": L})

@@ -86,7 +86,8 @@ def test_gathered_equals_dense(config):
     results = []
     for execution in ("dense", "gathered"):
         y = run({**config, "execution": execution}, weights, x, inputs=lengths)[0]
-        results.append([y, *torch.autograd.grad((y * y.detach().cos()).sum(), [x, *weights.values()], allow_unused=True)])
+        results.append(
+            [y, *torch.autograd.grad((y * y.detach().cos()).sum(), [x, *weights.values()], allow_unused=True)])
     for dense, gathered in zip(*results):
         close(dense, gathered, 1e-10)
 

@@ -6,7 +6,7 @@ import json
 import pytest
 import regard
 import torch
-from mechanisms import call, gradcheck, main, refuses, tokens, weights_of
+from mechanisms import call, decoded, gradcheck, main, named, refuses, tokens, weights_of
 
 ID = "multi-query"
 F = torch.nn.functional
@@ -17,13 +17,9 @@ CONFIGS = [{"width": 12, "heads": 4}, {"width": 12, "heads": 6, "kv_heads": 2, "
 each_config = pytest.mark.parametrize("config", CONFIGS, ids=json.dumps)
 
 
-def named(config, weights):
-    return dict(zip([w["name"] for w in json.loads(torch.ops.regard.declare(ID, json.dumps(config)))["weights"]], weights))
-
-
 def written_out(config, weights, x, memory=None, causal_offset=None, hidden=None):
     """Every key head repeated H / Hk times, everything dense."""
-    w, memory = named(config, weights), x if memory is None else memory
+    w, memory = named(ID, config, weights), x if memory is None else memory
     heads, kv_heads = config["heads"], config.get("kv_heads", 1)
     q, k, v = (F.linear(t, w[f"{n}.weight"], w.get(f"{n}.bias")).unflatten(-1, (h, -1)).transpose(1, 2)
                for n, t, h in (("wq", x, heads), ("wk", memory, kv_heads), ("wv", memory, kv_heads)))
@@ -97,7 +93,7 @@ def test_equals_multi_head_attention_with_tiled_keys(kv_heads):
     """softmax-attention with the key and value rows repeated; its gradients sum over a group."""
     config = {"width": 12, "heads": 6, "kv_heads": kv_heads, "kv_bias": True}
     weights, x = [t.requires_grad_() for t in weights_of(ID, config)], tokens(config, B, M)
-    w = named(config, weights)
+    w = named(ID, config, weights)
 
     def tiled(t):
         return t.unflatten(0, (kv_heads, -1)).repeat_interleave(6 // kv_heads, 0).flatten(0, 1)
@@ -111,7 +107,7 @@ def test_equals_multi_head_attention_with_tiled_keys(kv_heads):
 def test_permuting_heads_inside_a_group_changes_nothing():
     config = {"width": 12, "heads": 6, "kv_heads": 2}
     weights, x = weights_of(ID, config), tokens(config, B, M)
-    w, order = named(config, weights), [2, 0, 1, 4, 5, 3]
+    w, order = named(ID, config, weights), [2, 0, 1, 4, 5, 3]
     q = w["wq.weight"].unflatten(0, (6, -1))[order].flatten(0, 1)
     o = w["wo.weight"].unflatten(1, (6, -1))[:, order].flatten(1)
     torch.testing.assert_close(main(ID, config, [q, *weights[1:3], o], x), main(ID, config, weights, x))
@@ -134,11 +130,9 @@ def test_gradcheck():
 @pytest.mark.parametrize("cuts", [[1] * 7, [3, 1, 3], [6, 1]])
 def test_a_decode_in_chunks_equals_one_shot(cuts):
     module = regard.create(ID, width=12, heads=4, kv_heads=2, causal=True, dtype=torch.float64)
-    x, cache, steps = torch.randn(2, 7, 12, dtype=torch.float64), None, []
-    for chunk in x.split(cuts, 1):
-        y, cache = module.decode(chunk, cache)
-        steps.append(y)
-    torch.testing.assert_close(torch.cat(steps, 1), module(x))
+    x = torch.randn(2, 7, 12, dtype=torch.float64)
+    torch.testing.assert_close(decoded(module, x, cuts), module(x))
+    _, cache = module.decode(x)
     assert cache["k"].shape == (2, 2, 7, 3), "the cache holds key heads, not query heads"
 
 
@@ -199,14 +193,16 @@ def test_bad_conversions():
                          ((torch.nn.Linear(2, 2), 1), "MultiheadAttention; found Linear")]:
         with pytest.raises(ValueError, match=message):
             regard.group_heads(*bad)
-    with pytest.raises(ValueError, match=r"\[mean_pool_heads\] expected heads to be a multiple of kv_heads; found 4, kv_heads 3"):
+    with pytest.raises(ValueError,
+                       match=r"\[mean_pool_heads\] expected heads to be a multiple of kv_heads; found 4, kv_heads 3"):
         torch.ops.regard.mean_pool_heads(torch.randn(8, 2), 4, 3)
-    with pytest.raises(ValueError, match=r"\[mean_pool_heads\] expected a weight \(H Dh, ...\) of a floating type, H = 3"):
+    with pytest.raises(ValueError,
+                       match=r"\[mean_pool_heads\] expected a weight \(H Dh, ...\) of a floating type, H = 3"):
         torch.ops.regard.mean_pool_heads(torch.randn(8, 2), 3, 1)
 
 
 def test_weights_have_the_official_names():
-    assert list(named({"width": 8, "q_bias": True, "kv_bias": True, "out_bias": True}, range(8))) == [
+    assert list(named(ID, {"width": 8, "q_bias": True, "kv_bias": True, "out_bias": True}, range(8))) == [
         "wq.weight", "wq.bias", "wk.weight", "wk.bias", "wv.weight", "wv.bias", "wo.weight", "wo.bias"]
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from mechanisms import call, gradcheck, main, refuses, tokens, weights_of
+from mechanisms import call, gradcheck, main, named, refuses, tokens, weights_of
 
 import regard
 
@@ -33,17 +33,13 @@ def configured(**options):
     return {"width": 16, "heads": 4, **options}
 
 
-def named(config, weights):
-    names = [w["name"] for w in json.loads(torch.ops.regard.declare(ID, json.dumps(config)))["weights"]]
-    return dict(zip(names, weights))
-
-
 def reference(config, weights, x):
     """The formulas as they stand, on whole maps."""
     c = {**json.loads(torch.ops.regard.declare(ID, json.dumps(config)))["config"]}
-    w = named(config, weights)
+    w = named(ID, config, weights)
     H, Hk = c["heads"], c["kv_heads"] or c["heads"]
-    q, k, v = ((x @ w[f"w{n}.weight"].T).unflatten(-1, (h, -1)).transpose(1, 2) for n, h in (("q", H), ("k", Hk), ("v", Hk)))
+    q, k, v = ((x @ w[f"w{n}.weight"].T).unflatten(-1, (h, -1)).transpose(1, 2)
+               for n, h in (("q", H), ("k", Hk), ("v", Hk)))
     N, Dh = x.shape[1], q.shape[-1]
     if c["rope"]:
         angle = torch.arange(N).to(x)[:, None] * c["rope_theta"] ** (-torch.arange(0, Dh, 2).to(x) / Dh)
@@ -105,7 +101,7 @@ def test_the_identity_initialization_is_softmax_attention(causal):
     """Property 1: identity kernels and mixers, neither norm nor gate."""
     config = configured(group_norm=False, add_gating=False, causal=causal, rope=False)
     weights, x = torch.ops.regard.initialize(ID, json.dumps(config), torch.float64), tokens(config, length=9)
-    w = named(config, weights)
+    w = named(ID, config, weights)
     plain = {"width": 16, "heads": 4, "qkv_bias": False, "out_bias": False, "causal": causal}
     together = [torch.cat([w["wq.weight"], w["wk.weight"], w["wv.weight"]]), w["wo.weight"]]
     torch.testing.assert_close(main(ID, config, weights, x), main("softmax-attention", plain, together, x),
@@ -118,14 +114,14 @@ def test_the_identity_initialization_is_softmax_attention(causal):
     ("const", [[0.3] * 5] * 3)])
 def test_initializations(method, expected):
     config = configured(**SMALL, init_method=method, depth_factor=10, width=64)
-    w = named(config, torch.ops.regard.initialize(ID, json.dumps(config)))
+    w = named(ID, config, torch.ops.regard.initialize(ID, json.dumps(config)))
     torch.testing.assert_close(w["mta_kernel"], torch.tensor(expected, dtype=torch.float32).expand(4, 1, 3, 5))
     assert w["mta_kernel_after_sm"].shape == (4, 1, 2, 3)
     torch.testing.assert_close(w["wpsm.weight"], torch.eye(4))
     torch.testing.assert_close(w["head_kernel"], torch.eye(4).unsqueeze(0))
     assert 0.11 < w["wq.weight"].std() < 0.13 and w["wq.weight"].abs().max() <= 3 / 8
     assert 0.011 < w["wo.weight"].std() < 0.013 and (w["gate.bias"] == 0).all()
-    uniform = named(config, torch.ops.regard.initialize(ID, json.dumps({**config, "init_method": "uniform"})))
+    uniform = named(ID, config, torch.ops.regard.initialize(ID, json.dumps({**config, "init_method": "uniform"})))
     assert uniform["mta_kernel"].abs().max() <= 1 and uniform["mta_kernel"].std() > 0.4
 
 

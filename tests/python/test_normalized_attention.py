@@ -5,7 +5,7 @@ import json
 import pytest
 import regard
 import torch
-from mechanisms import call, gradcheck, main, refuses, tokens, weights_of
+from mechanisms import call, decoded, gradcheck, main, named, refuses, tokens, weights_of
 
 ID = "normalized-attention"
 F = torch.nn.functional
@@ -17,10 +17,6 @@ CONFIGS = [{}, {"epsilon": 0.1}, {"epsilon": 1e-2, "epsilon_place": "inside", "g
            {"variant": "sum", "bert_layer_norm": True}]
 CONFIGS = [{"width": 12, "heads": 3, "hidden": 10, **config} for config in CONFIGS]
 each_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: json.dumps({k: v for k, v in c.items() if k != "width"}))
-
-
-def named(config, weights):
-    return dict(zip([w["name"] for w in json.loads(torch.ops.regard.declare(ID, json.dumps(config)))["weights"]], weights))
 
 
 def standardized(z, keep, config):
@@ -36,7 +32,7 @@ def standardized(z, keep, config):
 
 
 def written_out(config, weights, x, keep=None):
-    w, variant = named(config, weights), config.get("variant", "nap")
+    w, variant = named(ID, config, weights), config.get("variant", "nap")
     heads, tokens_ = config["heads"], x.shape[1]
     keep = torch.ones(x.shape[0], 1, tokens_, tokens_, dtype=torch.bool) if keep is None else keep
     epsilon, bert = config.get("norm_epsilon", config.get("epsilon", 1e-3)), config.get("bert_layer_norm")
@@ -58,7 +54,8 @@ def written_out(config, weights, x, keep=None):
         seen = keep[:, 0].any(1)[..., None]
         o = x.masked_fill(~seen, -torch.inf).amax(1, keepdim=True).expand_as(x)
     else:
-        q, k, v = (linear(x, f"attention.{n}").unflatten(-1, (heads, -1)).transpose(1, 2) for n in ("query", "key", "value"))
+        q, k, v = (linear(x, f"attention.{n}").unflatten(-1, (heads, -1)).transpose(1, 2)
+                   for n in ("query", "key", "value"))
         z = q @ k.transpose(-1, -2) * config.get("scale", 1 if variant == "nap" else q.shape[-1] ** -0.5)
         if variant == "nap":
             gain, bias = w["attention.normalize.gain"], w["attention.normalize.bias"]
@@ -125,7 +122,7 @@ def test_the_linear_time_form_equals_the_quadratic_one(causal):
     """A = sum k v^T, V = sum v, mean and covariance of the keys: O(N Dh^2), no weights."""
     config = {**PLAIN, "causal": causal, "epsilon": 1e-2}
     weights, x = weights_of(ID, config, spread=0.4), tokens(config, B, M)
-    w = named(config, weights)
+    w = named(ID, config, weights)
     q, k, v = (F.linear(x, w[f"attention.{n}.layer.weight"], w[f"attention.{n}.layer.bias"]).unflatten(-1, (3, 4))
                .transpose(1, 2) for n in ("query", "key", "value"))
 
@@ -144,7 +141,7 @@ def test_the_linear_time_form_equals_the_quadratic_one(causal):
 
 def test_rows_have_the_bias_as_mean_and_the_gain_as_deviation():
     weights, x = weights_of(ID, PLAIN, spread=0.4), tokens(PLAIN, B, M)
-    w = named(PLAIN, weights)
+    w = named(ID, PLAIN, weights)
     attn = call(ID, PLAIN, weights, x, {"lengths": torch.tensor([M, 5, 2])}, outputs=["attn"])[1]
     for row, length in enumerate((M, 5, 2)):
         own = attn[row, :, :length, :length]
@@ -156,7 +153,7 @@ def test_rows_have_the_bias_as_mean_and_the_gain_as_deviation():
 def test_shifted_keys_and_scaled_queries_change_no_weight():
     weights, x = weights_of(ID, PLAIN, spread=0.4), tokens(PLAIN, B, M)
     attn = call(ID, PLAIN, weights, x, outputs=["attn"])[1]
-    names = list(named(PLAIN, weights))
+    names = list(named(ID, PLAIN, weights))
     other = list(weights)
     other[names.index("attention.key.layer.bias")] = other[names.index("attention.key.layer.bias")] + 3
     for part in ("weight", "bias"):
@@ -166,7 +163,7 @@ def test_shifted_keys_and_scaled_queries_change_no_weight():
 
 def test_without_a_bias_a_constant_in_all_values_changes_nothing():
     weights, x = weights_of(ID, PLAIN, spread=0.4), tokens(PLAIN, B, M)
-    w = named(PLAIN, weights)
+    w = named(ID, PLAIN, weights)
     w["attention.normalize.bias"].zero_()
     before = main(ID, PLAIN, weights, x)
     w["attention.value.layer.bias"] += 5
@@ -178,7 +175,8 @@ def test_one_visible_key_gives_the_bias_times_its_value():
         config = {**PLAIN, "epsilon": 1e-3, "epsilon_place": place, "causal": True}
         weights, x = weights_of(ID, config, spread=0.4), tokens(config, B, M)
         attn = call(ID, config, weights, x, outputs=["attn"])[1]
-        torch.testing.assert_close(attn[:, :, 0, 0], named(config, weights)["attention.normalize.bias"][:, :, 0, 0].expand(B, 3))
+        torch.testing.assert_close(attn[:, :, 0, 0],
+                                   named(ID, config, weights)["attention.normalize.bias"][:, :, 0, 0].expand(B, 3))
 
 
 def test_the_order_of_tokens_does_not_matter():
@@ -220,11 +218,8 @@ def test_a_decode_in_chunks_equals_one_shot(config):
     if config.get("variant") == "max":
         pytest.skip("never causal")
     module = regard.create(ID, **config, causal=True, dtype=torch.float64)
-    x, cache, steps = torch.randn(2, 7, 12, dtype=torch.float64), None, []
-    for chunk in x.split([3, 1, 1, 2], 1):
-        y, cache = module.decode(chunk, cache)
-        steps.append(y)
-    torch.testing.assert_close(torch.cat(steps, 1), module(x))
+    x = torch.randn(2, 7, 12, dtype=torch.float64)
+    torch.testing.assert_close(decoded(module, x, [3, 1, 1, 2]), module(x))
 
 
 @each_config
@@ -239,7 +234,7 @@ def test_packed_sequences_are_apart(config):
 
 
 def test_weights_have_the_official_names():
-    assert list(named({"width": 8}, range(99)))[:8] == [
+    assert list(named(ID, {"width": 8}, range(99)))[:8] == [
         "attention.query.layer.weight", "attention.query.layer.bias", "attention.key.layer.weight",
         "attention.key.layer.bias", "attention.value.layer.weight", "attention.value.layer.bias",
         "attention.normalize.gain", "attention.normalize.bias"]

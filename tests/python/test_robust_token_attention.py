@@ -34,7 +34,7 @@ def boxes(x, grid, d):
 
 @pytest.mark.parametrize("grid", [(4, 5), (1, 7), (2, 2)], ids=str)
 def test_pooling_is_the_mixture_of_dilated_means(grid):
-    x, (weights, w) = tokens(grid), named(PLAIN)
+    x, weights = tokens(grid), weights_of(ID, PLAIN)
     _, g, pooled = call(ID, PLAIN, weights, x, grid=grid, outputs=["tap_weights", "pooled"])
     assert g.shape == (2, 1, *grid, 4)
     torch.testing.assert_close(g.sum(-1), torch.ones_like(g[..., 0]))
@@ -152,11 +152,10 @@ def test_training_returns_the_updated_statistics():
 
 
 def test_the_loss_sees_the_weights_before_dropout_and_with_parity_after():
-    x = tokens()
+    x, weights = tokens(), weights_of(ID, PLAIN)
     seed = torch.tensor(3)
     values = {}
     for name, extra in {"none": {}, "before": {"attn_drop": 0.5}, "after": {"attn_drop": 0.5, "parity": True}}.items():
-        weights = weights_of(ID, PLAIN) if not values else weights  # noqa: F821
         values[name] = call(ID, {**PLAIN, "threshold": 0, **extra}, weights, x, grid=(4, 5), training=True, seed=seed,
                             outputs=["similarity"])[1]
     torch.testing.assert_close(values["none"], values["before"])

@@ -5,17 +5,13 @@ import math
 
 import pytest
 import torch
-from mechanisms import call, gradcheck, main, refuses, tokens, weights_of
+from mechanisms import call, gradcheck, main, named, refuses, tokens, weights_of
 
 ID = "set-transformer"
 CONFIGS = [{"width": 8, "heads": 2, "inducing": 3}, {"width": 6, "hidden": 8, "heads": 4, "layer_norm": True, "inducing": 3,
             "stages": ["isab", "sab", "pma", "sab"], "seeds": 2, "keep_seeds": True},
            {"width": 8, "heads": 2, "stages": ["sab", "sab"]}]
 each_config = pytest.mark.parametrize("config", CONFIGS, ids=json.dumps)
-
-
-def named(config, weights):
-    return dict(zip([w["name"] for w in json.loads(torch.ops.regard.declare(ID, json.dumps(config)))["weights"]], weights))
 
 
 def mab(config, w, name, queries, keys):
@@ -31,7 +27,7 @@ def mab(config, w, name, queries, keys):
 
 
 def written_out(config, weights, x):
-    w, seen = named(config, weights), {}
+    w, seen = named(ID, config, weights), {}
     stages = config.get("stages", ["isab", "isab", "pma"])
     for kind in stages:
         number = seen.get(kind, 0)
@@ -100,7 +96,7 @@ def test_cross():
     config = {"width": 8, "heads": 2, "stages": ["mab"], "memory_width": 6}
     x, memory, weights = tokens(config), torch.randn(2, 5, 6, dtype=torch.float64), weights_of(ID, config)
     y = main(ID, config, weights, x, {"memory": memory})
-    torch.testing.assert_close(y, mab(config, named(config, weights), "mab.", x, memory), rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(y, mab(config, named(ID, config, weights), "mab.", x, memory), rtol=1e-11, atol=1e-12)
     memory[:, 3:] = torch.nan
     short = main(ID, config, weights, x, {"memory": memory, "memory_lengths": torch.tensor([3, 3])})
     torch.testing.assert_close(short, main(ID, config, weights, x, {"memory": memory[:, :3]}), rtol=1e-11, atol=1e-12)

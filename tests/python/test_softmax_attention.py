@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from mechanisms import call, gradcheck, main, weights_of
-from reference_softmax_attention import ID, B, N, named, random_inputs, reference, x_of
+from mechanisms import call, gradcheck, main, named, weights_of
+from reference_softmax_attention import ID, B, N, random_inputs, reference, x_of
 
 OPTIONS = [
     ({}, ()),
@@ -87,7 +87,8 @@ def test_float32_takes_the_fused_path(config, wanted, paths_of):
     y.sum().backward()
 
 
-@pytest.mark.parametrize("config, wanted", OPTIONS[:1] + OPTIONS[8:9] + OPTIONS[12:13] + OPTIONS[20:21] + OPTIONS[25:26])
+@pytest.mark.parametrize("config, wanted",
+                         OPTIONS[:1] + OPTIONS[8:9] + OPTIONS[12:13] + OPTIONS[20:21] + OPTIONS[25:26])
 def test_gradcheck(config, wanted):
     inputs = random_inputs(*wanted, width=config.get("memory_width", 12), heads=config["heads"])
     small = {**config, "width": 6}
@@ -116,8 +117,8 @@ def test_equals_torchs_module(kdim):
     torch.nn.init.normal_(theirs.in_proj_bias)
     config = {"width": 12, "heads": 3, **({"memory_width": kdim} if kdim else {})}
     state = theirs.state_dict()
-    assert set(state) == set(named(config, torch.ops.regard.initialize(ID, json.dumps(config))))
-    weights = [state[name] for name in named(config, torch.ops.regard.initialize(ID, json.dumps(config)))]
+    assert set(state) == set(named(ID, config, torch.ops.regard.initialize(ID, json.dumps(config))))
+    weights = [state[name] for name in named(ID, config, torch.ops.regard.initialize(ID, json.dumps(config)))]
     inputs = random_inputs("memory", "hidden", "bias", width=kdim or 12)
     inputs["hidden"][2] = False
     key_hidden = torch.zeros(B, N, dtype=torch.bool)

@@ -3,8 +3,8 @@
 import math
 
 import torch
-from mechanisms import call, main, refuses, weights_of
-from reference_softmax_attention import ID, B, F, M, N, named, random_inputs, x_of
+from mechanisms import call, main, named, refuses, weights_of
+from reference_softmax_attention import ID, B, F, M, N, random_inputs, x_of
 
 PLAIN = {"width": 12, "heads": 3}
 
@@ -16,7 +16,7 @@ def test_rows_sum_to_one_or_leave_the_sinks_their_share():
         weights = weights_of(ID, config)
         attn, lse = call(ID, config, weights, x, outputs=["attn", "lse"])[1:]
         if total is None:
-            sinks = named(config, weights).get("sinks", torch.zeros(3, 1, dtype=torch.float64))
+            sinks = named(ID, config, weights).get("sinks", torch.zeros(3, 1, dtype=torch.float64))
             total = 1 - (sinks[None, :, None] - lse[..., None]).exp().sum(-1)
         torch.testing.assert_close(attn.sum(-1), torch.as_tensor(total, dtype=torch.float64).expand(B, 3, M))
 
@@ -35,7 +35,7 @@ def test_a_row_that_sees_nothing_is_zero_before_the_output_bias():
     hidden = torch.zeros(M, M, dtype=torch.bool)
     hidden[4] = True
     y, attn, lse = call(ID, PLAIN, weights, x, {"hidden": hidden}, outputs=["attn", "lse"])
-    torch.testing.assert_close(y[:, 4], named(PLAIN, weights)["out_proj.bias"].expand(B, 12))
+    torch.testing.assert_close(y[:, 4], named(ID, PLAIN, weights)["out_proj.bias"].expand(B, 12))
     assert (attn[:, :, 4] == 0).all() and (lse[:, :, 4] == -math.inf).all()
     alone = torch.autograd.grad(y[:, 4].sum(), [x, weights[0]])
     assert all((g == 0).all() for g in alone)
@@ -68,9 +68,10 @@ def test_permutations_and_limits():
     torch.testing.assert_close(main(ID, PLAIN, weights, x[:, [3, 1]], {"memory": memory}), y[:, [3, 1]])
     torch.testing.assert_close(main(ID, {**PLAIN, "softcap": 1e6}, weights, x, {"memory": memory}), y)
     one = memory[:, :1]
-    torch.testing.assert_close(main(ID, PLAIN, weights, x, {"memory": one}), main(ID, PLAIN, weights, x * 0, {"memory": one}))
+    torch.testing.assert_close(main(ID, PLAIN, weights, x, {"memory": one}),
+                               main(ID, PLAIN, weights, x * 0, {"memory": one}))
     nothing = main(ID, PLAIN, weights, x, {"memory": memory[:, :0]})
-    torch.testing.assert_close(nothing, named(PLAIN, weights)["out_proj.bias"].expand_as(x))
+    torch.testing.assert_close(nothing, named(ID, PLAIN, weights)["out_proj.bias"].expand_as(x))
 
 
 def test_attention_dropout_drops_weights():
@@ -81,9 +82,10 @@ def test_attention_dropout_drops_weights():
     kept = attn != 0
     torch.testing.assert_close(attn[kept], 2 * whole[kept])
     assert 0.35 < kept.double().mean() < 0.65
-    w = named(config, weights)
+    w = named(ID, config, weights)
     v = F.linear(x, w["in_proj_weight"][24:], w["in_proj_bias"][24:]).unflatten(-1, (3, 4)).transpose(1, 2)
-    torch.testing.assert_close(F.linear((attn @ v).transpose(1, 2).flatten(2), w["out_proj.weight"], w["out_proj.bias"]), y)
+    torch.testing.assert_close(
+        F.linear((attn @ v).transpose(1, 2).flatten(2), w["out_proj.weight"], w["out_proj.bias"]), y)
 
 
 def test_bad_configurations():
@@ -125,7 +127,8 @@ def test_bad_inputs():
     bad("key_hidden (B, N) bool (true = not attended) for keys of (2, 6, 8) float32; found (2, 5) bool",
         key_hidden=torch.zeros(2, 5, dtype=torch.bool))
     bad("hidden of type bool (true = not attended); found (6, 6) float32", hidden=torch.zeros(6, 6))
-    bad("hidden to broadcast to (B, H, M, N) = (2, 2, 6, 6); found (5, 6) bool", hidden=torch.zeros(5, 6, dtype=torch.bool))
+    bad("hidden to broadcast to (B, H, M, N) = (2, 2, 6, 6); found (5, 6) bool",
+        hidden=torch.zeros(5, 6, dtype=torch.bool))
     bad("bias to broadcast to (B, H, M, N) = (2, 2, 6, 5); found (6, 6) float32", memory=memory, bias=torch.zeros(6, 6))
     bad("bias of a floating type; found (6, 6) int64", bias=torch.zeros(6, 6).long())
     bad("slopes (2,); found (3,) float32", slopes=torch.zeros(3))

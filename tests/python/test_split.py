@@ -86,7 +86,8 @@ def test_every_mechanism(id, config, executor):
         given = x.clone().requires_grad_()
         out = call(id, config, leaves, given, seed=torch.tensor(3), executor=where)[0]
         (out * cases.cotangent(out)).sum().backward()
-        results.append([out.detach(), given.grad if given.grad is not None else torch.zeros_like(given)] + [w.grad for w in leaves if w.grad is not None])
+        results.append([out.detach(), given.grad if given.grad is not None else torch.zeros_like(given)] +
+                       [w.grad for w in leaves if w.grad is not None])
     # A gradient that is truly zero (a bias of all keys) is rounding beside the largest.
     largest = max(t.abs().max() for t in results[0])
     for whole, part in zip(*results):

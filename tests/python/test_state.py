@@ -18,7 +18,8 @@ def parts(name, t, cuts, **options):
     states = []
     for begin, end in zip(cuts, cuts[1:]):
         table.setdefault("positions", {})["key"] = {"offset": begin} if begin else {"offset": 0}
-        part = regard.Spec.from_json(table, dict(zip(sorted(regard.Spec.from_json(spec).settings["captures"]), captures)))
+        part = regard.Spec.from_json(table, dict(zip(sorted(regard.Spec.from_json(spec).settings["captures"]),
+                                                     captures)))
         states.append(regard.AttentionState().absorb(
             t["q"], t["k"][:, :, begin:end], t["v"][:, :, begin:end], spec=part, keys=t["k"].shape[2], **options))
     return states

@@ -163,7 +163,8 @@ def test_bad_names_are_refused(qkv, name, message):
 
 def test_entropy_of_signed_weights_is_refused(qkv):
     q, k, _ = qkv()
-    with pytest.raises(ValueError, match=r"\[tap\] expected weights that are not negative with 'entropy'; found normalizer"):
+    with pytest.raises(ValueError,
+                       match=r"\[tap\] expected weights that are not negative with 'entropy'; found normalizer"):
         regard.AttentionMap(q, k, normalizer="z_score").measure("entropy")
 
 
@@ -210,7 +211,8 @@ def test_taps_train_a_module(module):
 @pytest.mark.parametrize("outputs, message", [
     ("tap.entropyy", r"\[tap\] expected one of 'entropy'"),
     ("tap.entropy@x", r"\[tap\] expected the number of an attention behind '@' in 'tap.entropy@x'; found 'x'"),
-    ("tap.entropy@1", r"expected outputs that this call computes \(taps of an attention it runs\); found 'tap.entropy@1'"),
+    ("tap.entropy@1",
+     r"expected outputs that this call computes \(taps of an attention it runs\); found 'tap.entropy@1'"),
 ])
 def test_bad_taps_are_refused(module, outputs, message):
     with pytest.raises(ValueError, match=message):

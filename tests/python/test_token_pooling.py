@@ -163,7 +163,8 @@ def test_bad_input_is_refused_by_name():
             "weighted; found neither", ID, x=x, weights=[])
     plain = {"width": 8, "weighted": False}
     weight = torch.rand(2, 6)
-    refuses("[token-pooling] expected no weight with weighted false; found weight", ID, plain, x, [], {"weight": weight})
+    refuses("[token-pooling] expected no weight with weighted false; found weight", ID, plain, x, [],
+            {"weight": weight})
     refuses("[token-pooling] expected weight or significance; found both", ID, {"width": 8}, x, [],
             {"weight": weight, "significance": weight})
     refuses("[token-pooling] expected weight (B, N), floating, for the tokens of x (2, 6, 8) float64; found (2, 5) "

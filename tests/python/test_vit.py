@@ -123,7 +123,8 @@ def test_equals_plain_pytorch(name):
             close(leaf_ours, leaf_theirs)
 
 
-@pytest.mark.parametrize("old, new", [((3, 3), (2, 5)), ((3, 3), (5, 4)), ((4, 2), (3, 7)), ((2, 6), (2, 6)), ((5, 5), (1, 1))])
+@pytest.mark.parametrize("old, new", [((3, 3), (2, 5)), ((3, 3), (5, 4)), ((4, 2), (3, 7)), ((2, 6), (2, 6)),
+                                      ((5, 5), (1, 1))])
 @pytest.mark.parametrize("prefix", [0, 2])
 def test_position_resize(old, new, prefix):
     pos = torch.randn(1, prefix + old[0] * old[1], 6, dtype=torch.float64, requires_grad=True)

@@ -114,6 +114,7 @@ def test_training_with_drops_draws():
 
 
 def test_mixers_are_as_wide_as_the_host():
-    with pytest.raises(ValueError, match=r"\[vit\] expected mixer_config without width, or with embed_dim 12; found 99"):
+    with pytest.raises(ValueError,
+                       match=r"\[vit\] expected mixer_config without width, or with embed_dim 12; found 99"):
         regard.models.ViT(**SMALL, mixer_config={"width": 99})
     regard.models.ViT(**SMALL, mixer_config={"width": 12})
