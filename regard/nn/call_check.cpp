@@ -91,7 +91,8 @@ void check_lengths(const Info& info, const at::Tensor& x, const Context& context
       fail(info.id, name + " (B), integer", describe(lengths));
     if (lengths.sym_size(0) != x.sym_size(0))
       fail(info.id, name + " of the " + describe(x.sym_size(0)) + " rows of x", describe(lengths));
-    if (counted.defined() && counted.dim() >= 3 && !sharded(context)) check_range(info.id, name, lengths, tokens_of(counted));
+    if (counted.defined() && counted.dim() >= 3)
+      check_range(info.id, name, lengths, sharded(context) ? context.tokens(counted) : tokens_of(counted));
   }
 }
 

@@ -62,11 +62,16 @@ class Context {
   void loss(const std::string& name, const std::function<at::Tensor()>& make);
 
   // ---- tokens ------------------------------------------------------------------------------------------------------
+  /// x is tokens of the call: x itself or "memory", whose tokens are dealt out over the shards as those of x are, each
+  /// by their own number.
+  ///
   /// (N) or (B, N) int64: the positions of x's tokens (dimension 1) in their sequences, those of earlier steps counted,
   /// counted from each segment's start when packed. The input "positions" where the call gives it.
   at::Tensor positions(const at::Tensor& x) const;
   /// (B, N) boolean, true at padding: tokens of x that do not exist; undefined without the input "lengths".
-  at::Tensor padding(const at::Tensor& x) const;
+  at::Tensor padding(const at::Tensor& x) const { return padding(x, input("lengths")); }
+  /// The same by other lengths (B): padding(memory, input("memory_lengths")). Undefined without them.
+  at::Tensor padding(const at::Tensor& x, const at::Tensor& lengths) const;
   /// How many tokens the sequence of x has, on all shards (dimension 1 of x where tokens lie here).
   c10::SymInt tokens(const at::Tensor& x) const;
   /// (N) int64: the places of x's tokens (dimension 1) in the whole, from 0, whatever "positions" says.

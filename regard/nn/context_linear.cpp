@@ -2,7 +2,6 @@
 
 #include "regard/base/error.h"
 #include "regard/nn/context.h"
-#include "regard/nn/shapes.h"
 #include "regard/ops/executor.h"
 #include "regard/ops/linear_attention.h"
 
@@ -14,9 +13,8 @@ LinearOutput Context::linear(const at::Tensor& q, const at::Tensor& k, const at:
   arguments.path = path;
   const bool cross = input("memory").defined();
   if (!arguments.padding.defined()) {
-    const at::Tensor lengths = input("memory_lengths");
-    if (cross && lengths.defined()) arguments.padding = regard::padding(lengths, k.sym_size(2));
-    if (!cross) arguments.padding = padding(k.transpose(1, 2));
+    const at::Tensor tokens = k.transpose(1, 2);
+    arguments.padding = cross ? padding(tokens, input("memory_lengths")) : padding(tokens);
   }
   if (!arguments.cu_seqlens.defined()) arguments.cu_seqlens = cu_seqlens();
   if (!executor) return linear_attention(q, k, v, arguments);

@@ -40,8 +40,7 @@ at::Tensor Context::positions(const at::Tensor& x) const {
   return range(before, before + count, x);
 }
 
-at::Tensor Context::padding(const at::Tensor& x) const {
-  const at::Tensor lengths = input("lengths");
+at::Tensor Context::padding(const at::Tensor& x, const at::Tensor& lengths) const {
   if (!lengths.defined()) return {};
   if (!executor || !executor->sharded()) return regard::padding(lengths, x.sym_size(1));
   return executor->positions(x.sym_size(1), x.options()).unsqueeze(0) >= lengths.unsqueeze(1);

@@ -3,10 +3,10 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "regard/check/call.h"
 #include "regard/check/theorem.h"
-#if __has_include("regard/scale/thread_group.h")
 #include "regard/scale/layout.h"
 #include "regard/scale/thread_group.h"
 
@@ -21,15 +21,27 @@ struct Group {
   std::string text() const { return std::to_string(size) + " shards, " + sharding::name_of(layout); }
 };
 
-// Inputs that every shard has whole.
-bool shardable(const std::string& name) { return name == "lengths"; }
+// The dimensions of an input that count tokens, of x or of the memory; none: every shard has it whole. Nothing for an
+// input of unknown meaning.
+std::optional<std::vector<int64_t>> token_axes(const std::string& name, const at::Tensor& tensor) {
+  if (name == "lengths" || name == "memory_lengths" || name == "slopes") return std::vector<int64_t>{};
+  for (const char* own : {"memory", "symbols", "key_hidden", "segments", "memory_segments"})
+    if (name == own) return std::vector<int64_t>{1};
+  if (name == "positions" || name == "memory_positions") return std::vector<int64_t>{tensor.dim() - 1};
+  if (name == "hidden" || name == "bias") return std::vector<int64_t>{tensor.dim() - 2, tensor.dim() - 1};
+  return std::nullopt;
+}
 
-at::Tensor part_of(const at::Tensor& tensor, const Group& group, int64_t rank) {
-  return tensor.index_select(1, sharding::token_of_rank(tensor.size(1), group.size, group.layout, rank));
+at::Tensor part_of(const at::Tensor& tensor, const Group& group, int64_t rank, int64_t dim = 1) {
+  return tensor.index_select(dim, sharding::token_of_rank(tensor.size(dim), group.size, group.layout, rank));
 }
 
 Case shard_of(const Case& whole, const Group& group, int64_t rank, const std::string& member) {
   Case shard = whole.with_x(part_of(whole.x, group, rank));
+  for (auto& [name, tensor] : shard.inputs) {
+    const auto axes = token_axes(name, tensor);
+    for (const int64_t dim : axes.value()) tensor = part_of(tensor, group, rank, dim);
+  }
   if (!shard.grid.empty()) shard.grid = {shard.tokens() - shard.prefix};
   shard.executor = "ring:" + member + (group.layout == Layout::zigzag ? ":zigzag" : "");
   return shard;
@@ -81,7 +93,7 @@ class Shard final : public Theorem {
     const int64_t least = example.instance->info().needs_prefix ? 1 : 0;
     return example.x.dim() == 3 && example.grid.size() <= 1 && example.prefix == least && example.tokens() > 2 &&
            example.tokens() < 16 && std::all_of(example.inputs.begin(), example.inputs.end(), [](const auto& input) {
-             return shardable(input.first);
+             return token_axes(input.first, input.second).has_value();
            });
   }
 
@@ -126,31 +138,9 @@ class Shard final : public Theorem {
     }
   }
 
-  static bool sharded(const std::string& leaf) { return leaf == "x"; }
-};
-
-}  // namespace
-
-std::unique_ptr<Theorem> shard() { return std::make_unique<Shard>(); }
-
-}  // namespace regard::checking
-
-#else
-
-namespace regard::checking {
-namespace {
-
-// A build without the floor of groups.
-class Shard final : public Theorem {
- public:
-  const char* name() const override { return "shard"; }
-  const char* statement() const override {
-    return "tokens sharded over a group give the whole's outputs and gradients";
+  static bool sharded(const std::string& leaf) {
+    return leaf == "x" || leaf == "input.memory" || leaf == "input.symbols";
   }
-  double tolerance() const override { return 0; }
-  std::string excuse(const Subject&) const override { return "no executor 'ring' is registered"; }
-  bool wants(const Case&) const override { return false; }
-  void run(const Case&, Findings&) const override {}
 };
 
 }  // namespace
@@ -158,5 +148,3 @@ class Shard final : public Theorem {
 std::unique_ptr<Theorem> shard() { return std::make_unique<Shard>(); }
 
 }  // namespace regard::checking
-
-#endif

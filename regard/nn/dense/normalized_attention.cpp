@@ -100,9 +100,10 @@ at::Tensor attended(Call& call) {
     show(call);
     return merge_heads(o);
   }
-  const Attending ran = call.context.attended();
+  at::Tensor map;
+  if (call.context.wants("attn")) map = attention_weights(call.context.attended());
   const at::Tensor root = at::sqrt(visible_keys(call, q, k));
-  if (call.context.wants("attn")) call.context.output("attn", attention_weights(ran) / root);
+  if (map.defined()) call.context.output("attn", map / root);
   return merge_heads((o / root).to(o.scalar_type()));
 }
 
@@ -123,9 +124,7 @@ at::Tensor greatest(Call& call) {
   constexpr double least = -std::numeric_limits<double>::infinity();
   const Sides& sides = call.sides;
   at::Tensor tokens = sides.source;
-  const at::Tensor padded = sides.cross && sides.key_lengths.defined() ? padding(sides.key_lengths, tokens.sym_size(1))
-                            : sides.cross                              ? at::Tensor()
-                                                                       : sides.padded;
+  const at::Tensor padded = call.context.padding(tokens, sides.key_lengths);
   for (const at::Tensor& hidden : {padded, sides.key_hidden})
     if (hidden.defined()) tokens = tokens.masked_fill(hidden.unsqueeze(2), least);
   const at::Tensor none = at::full_like(sides.x.sum(1, /*keepdim=*/true), least);  // (B, 1, D), also without tokens

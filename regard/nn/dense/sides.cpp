@@ -19,18 +19,14 @@ at::Tensor memory_of(const char* id, const at::Tensor& x, int64_t width, const C
   return memory;
 }
 
-at::Tensor range(const c10::SymInt& count, const at::Tensor& like) {
-  return at::arange(at::Scalar(count), like.options().dtype(at::kLong).requires_grad(std::nullopt));
-}
-
 /// i + (keys of row b) - (queries of row b), (B, M): the last query of each row on its last key.
-at::Tensor bottom_right_positions(const Sides& sides, const c10::SymInt& keys) {
-  const c10::SymInt queries = sides.x.sym_size(1);
-  const auto own = [&](const at::Tensor& lengths, const c10::SymInt& all) {
+at::Tensor bottom_right_positions(const Sides& sides, const Context& context) {
+  const auto integers = sides.x.options().dtype(at::kLong).requires_grad(std::nullopt);
+  const auto own = [&](const at::Tensor& lengths, const at::Tensor& tokens) {
     return lengths.defined() ? lengths.to(at::kLong).unsqueeze(1)
-                             : at::scalar_tensor(at::Scalar(all), sides.x.options().dtype(at::kLong)).view({1, 1});
+                             : at::scalar_tensor(at::Scalar(context.tokens(tokens)), integers).view({1, 1});
   };
-  return range(queries, sides.x).unsqueeze(0) + own(sides.key_lengths, keys) - own(sides.lengths, queries);
+  return context.indices(sides.x).unsqueeze(0) + own(sides.key_lengths, sides.source) - own(sides.lengths, sides.x);
 }
 
 at::Tensor checked_positions(const char* id, const char* name, const at::Tensor& given, const at::Tensor& tokens) {
@@ -52,7 +48,9 @@ Expr pair_capture(const char* id, const std::string& name, Type type, const at::
   for (int64_t d = 0; fits && d < tensor.dim(); ++d) {
     const c10::SymInt size = tensor.sym_size(d);
     fits = size == full[skipped + d] || size == 1;
-    indices.push_back(size == 1 ? Expr(0) : local[skipped + d]);
+    // One token here may be one of many on all shards: an entry of its own, not a broadcast one.
+    const bool broadcast = size == 1 && !(skipped + d >= 2 && size == full[skipped + d]);
+    indices.push_back(broadcast ? Expr(0) : local[skipped + d]);
   }
   if (!fits)
     fail(id, name + " to broadcast to (B, H, M, N) = " + describe(c10::SymIntArrayRef(full)), describe(tensor));
@@ -81,8 +79,7 @@ Sides sides_of(const char* id, const at::Tensor& x, int64_t memory_width, const 
   sides.x = zeroed(x, sides.padded);
   sides.key_lengths = sides.cross ? context.input("memory_lengths") : sides.lengths;
   sides.source = sides.cross ? memory : sides.x;
-  if (sides.cross && sides.key_lengths.defined())
-    sides.source = zeroed(memory, padding(sides.key_lengths, memory.sym_size(1)));
+  if (sides.cross) sides.source = zeroed(memory, context.padding(memory, sides.key_lengths));
   sides.key_hidden = context.input("key_hidden");
   if (!sides.key_hidden.defined()) return sides;
   const at::Tensor& hidden = sides.key_hidden;
@@ -117,11 +114,11 @@ void add_visibility(const char* id, const Sides& sides, const Order& order, cons
   }
   if (!sides.cross || !order.causal || !order.bottom_right) return;
   if (!sides.lengths.defined() && !sides.key_lengths.defined()) {
-    arguments.query_offset = k.sym_size(2) - q.sym_size(2);
+    arguments.query_offset = context.tokens(sides.source) - context.tokens(sides.x);
     return;
   }
   arguments.named_captures["query_positions"] =
-      bottom_right_positions(sides, k.sym_size(2)).expand_symint({q.sym_size(0), q.sym_size(2)});
+      bottom_right_positions(sides, context).expand_symint({q.sym_size(0), q.sym_size(2)});
   spec.positions.query.tensor = "query_positions";
 }
 
@@ -129,8 +126,8 @@ at::Tensor query_positions(const char* id, const Sides& sides, const Order& orde
   const at::Tensor given = context.input("positions");
   if (given.defined()) return checked_positions(id, "positions", given, sides.x);
   if (!sides.cross) return context.positions(sides.x);
-  if (!order.causal || !order.bottom_right) return range(sides.x.sym_size(1), sides.x);
-  const at::Tensor positions = bottom_right_positions(sides, sides.source.sym_size(1));
+  if (!order.causal || !order.bottom_right) return context.indices(sides.x);
+  const at::Tensor positions = bottom_right_positions(sides, context);
   return sides.lengths.defined() || sides.key_lengths.defined() ? positions : positions.squeeze(0);
 }
 
@@ -138,7 +135,7 @@ at::Tensor key_positions(const char* id, const Sides& sides, const Context& cont
   if (!sides.cross) return query_positions(id, sides, {}, context);
   const at::Tensor given = context.input("memory_positions");
   return given.defined() ? checked_positions(id, "memory_positions", given, sides.source)
-                         : range(sides.source.sym_size(1), sides.source);
+                         : context.indices(sides.source);
 }
 
 void add_dropout(double p, Context& context, AttentionSpec& spec, AttentionArguments& arguments) {

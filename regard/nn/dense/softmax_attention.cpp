@@ -70,7 +70,7 @@ Source source_of(const Config& config, const at::Tensor& x, const Context& conte
            describe(memory));
     seen.key_lengths = memory_lengths;
     source.tokens = memory;
-    if (memory_lengths.defined()) source.tokens = zeroed(memory, context.indices(memory).unsqueeze(0) >= memory_lengths.unsqueeze(1));
+    source.tokens = zeroed(memory, context.padding(memory, memory_lengths));
   } else {
     if (config.separate())
       fail(id, "input memory (B, N, " + std::to_string(config.source_width()) + "), since memory_width is not width", "none");

@@ -28,7 +28,9 @@ class Builder {
     for (int64_t d = 0; fits && d < tensor.dim(); ++d) {
       const c10::SymInt size = tensor.sym_size(d);
       fits = size == full[skipped + d] || size == 1;
-      indices.push_back(size == 1 ? Expr(0) : local[skipped + d]);
+      // One token here may be one of many on all shards: an entry of its own, not a broadcast one.
+      const bool broadcast = size == 1 && !(skipped + d >= 2 && size == full[skipped + d]);
+      indices.push_back(broadcast ? Expr(0) : local[skipped + d]);
     }
     if (!fits)
       fail(id, name + " to broadcast to (B, H, M, N) = " + describe(c10::SymIntArrayRef(full)), describe(tensor));

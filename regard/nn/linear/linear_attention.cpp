@@ -31,7 +31,7 @@ at::Tensor source_of(const Config& config, const at::Tensor& x, const Context& c
   require(!config.causal, id, "causal = false with memory", "causal = true");
   if (memory.dim() != 3 || memory.sym_size(2) != config.source_width() || memory.sym_size(0) != x.sym_size(0))
     fail(id, shape + " with the batch of x " + describe(x), describe(memory));
-  return lengths.defined() ? zeroed(memory, padding(lengths, memory.sym_size(1))) : memory;
+  return zeroed(memory, context.padding(memory, lengths));
 }
 
 /// phi of one projection, (B, H, T, F).

@@ -33,7 +33,7 @@ at::Tensor attend(const Config& config, const at::Tensor& q, const at::Tensor& k
   spec.scale = 1 / std::sqrt(static_cast<double>(config.inner()));
   AttentionArguments arguments;
   if (keys.lengths.defined()) {
-    spec.keep = masks::lengths("lengths");
+    spec.keep = key() < capture("lengths", Type::integer, {batch()});
     arguments.named_captures["lengths"] = keys.lengths;
   }
   if (!keys.shared) {
@@ -84,8 +84,7 @@ Set memory_of(const Config& config, const at::Tensor& x, const Context& context)
   if (!memory.defined() || memory.dim() != 3 || memory.sym_size(0) != x.sym_size(0) || memory.sym_size(2) != width)
     fail(id, "memory (B, N, " + std::to_string(width) + ") with the batch of x " + describe(x),
          memory.defined() ? describe(memory) : "none");
-  if (!lengths.defined()) return {memory, {}, {}};
-  const at::Tensor padded = padding(lengths, memory.sym_size(1));
+  const at::Tensor padded = context.padding(memory, lengths);
   return {zeroed(memory, padded), lengths, padded};
 }
 
@@ -119,7 +118,7 @@ at::Tensor SetTransformer::forward(const Config& config, const Weights& weights,
     require(!config.has("isab") && !config.has("pma") && !config.has("mab"), id,
             "stages sab alone with cu_seqlens (learned points belong to one set)", "others");
   Set now = elements_of(config, given, context);
-  if (TORCH_GUARD_OR_FALSE(now.x.sym_size(1).sym_eq(0))) fail(id, "at least one element", describe(given));
+  if (TORCH_GUARD_OR_FALSE(context.tokens(now.x).sym_eq(0))) fail(id, "at least one element", describe(given));
   const Set memory = memory_of(config, now.x, context);
   for (size_t i = 0; i < config.stages.size(); ++i) {
     now = run_stage(config, weights, i, now, memory, context);

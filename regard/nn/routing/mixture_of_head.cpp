@@ -48,7 +48,7 @@ at::Tensor keys_of(const at::Tensor& x, const at::Tensor& source, Context& conte
   if (lengths.defined()) return lengths.clamp_min(1).to(x.scalar_type()).view({-1, 1, 1, 1});
   if (const at::Tensor bounds = context.cu_seqlens(); bounds.defined())
     return bounds.diff().index_select(0, context.segments(x)).to(x.scalar_type()).view({1, 1, -1, 1});
-  return at::scalar_tensor(at::Scalar(cross ? source.sym_size(1) : context.tokens(x)), x.options()).clamp_min(1);
+  return at::scalar_tensor(at::Scalar(context.tokens(source)), x.options()).clamp_min(1);
 }
 
 /// Cosine attention; the attention's own scale is then 1.
@@ -149,8 +149,7 @@ at::Tensor MixtureOfHead::forward(const Config& config, const Weights& weights, 
     fail(id, "memory (B, M, " + std::to_string(config.width) + ") with the batch of x " + describe(given),
          describe(memory));
   const at::Tensor x = zeroed(given, padded);
-  at::Tensor source = x;
-  if (cross) source = memory_lengths.defined() ? zeroed(memory, padding(memory_lengths, memory.sym_size(1))) : memory;
+  const at::Tensor source = cross ? zeroed(memory, context.padding(memory, memory_lengths)) : x;
 
   Projected parts = project(config, weights, x, source);
   if (config.qk_norm) {
