@@ -17,7 +17,7 @@ namespace regard {
 /// Rotary positions turn channels (2i, 2i + 1) by theta^(-2i/Dh). A padded token gives y = 0. Packed: blocks and
 /// positions start with each segment.
 ///
-/// `form` says how: mask (any spacing), flash (two levels of states, regular spacing; several times faster), auto (flash
+/// `form` says how: mask (any spacing), flash (two levels of states, regular spacing), auto (flash
 /// where is_mem, packing and attn_drop are absent, but not in a recorded program, whose length the count of blocks would
 /// bind). Both run in stripes of query rows and are equal.
 ///

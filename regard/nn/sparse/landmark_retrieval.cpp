@@ -71,7 +71,7 @@ int64_t rows_of(const LandmarkChunk& chunk, int64_t keys) {
 at::Tensor landmark_turn(const at::Tensor& t, const at::Tensor& positions, const at::Tensor& frequencies) {
   if (!frequencies.defined()) return t;
   const at::Tensor angles = positions.to(frequencies.scalar_type()).unsqueeze(-1) * frequencies;
-  return rotate_by(t, angles.cos(), angles.sin(), t.size(-1), /*interleaved=*/true);
+  return rotate_by(t, angles.cos(), angles.sin(), 2 * frequencies.size(0), /*interleaved=*/true);
 }
 
 at::Tensor landmark_retrieval(const Landmark::Config& config, const LandmarkChunk& chunk) {
