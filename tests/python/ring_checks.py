@@ -186,7 +186,9 @@ def check_linear(member):
     forms = {"plain": {}, "fixed": {"log_decay": -draw(2).abs()}, "scalar": {"log_decay": -draw(2, 2, T).abs()},
              "vector": {"log_decay": -draw(2, 2, T, 3).abs()}, "delta": {"beta": draw(2, 2, T).sigmoid()},
              "initial": {"initial_state": draw(2, 2, 3, 5), "log_decay": -draw(2, 2, T).abs()},
-             "normalized": {"normalize": True}}
+             "normalized": {"normalize": True}, "noncausal": {"causal": False},
+             "noncausal initial": {"causal": False, "initial_state": draw(2, 2, 3, 5)},
+             "noncausal normalized": {"causal": False, "normalize": True}}
     for name, form in forms.items():
         a, b = (q.abs(), k.abs()) if form.get("normalize") else (q, k)
         tensors = {"q": a, "k": b, "v": v, **{key: x for key, x in form.items() if isinstance(x, torch.Tensor)}}
@@ -255,6 +257,39 @@ def check_mechanism(member, id, config):
         if b.grad is not None:
             member.close(f"{label} dw{i}", member.total(zero_or(a.grad, a)), b.grad, largest=largest)
     return None
+
+
+MEMORIES = [("multi-query", {"causal": True}), ("multi-query", {"causal": True, "alignment": "top_left"}),
+            ("softmax-attention", {"causal": True, "rope": True}), ("softmax-attention", {"normalizer": "sigmoid"}),
+            ("cog-attention", {"causal": True}), ("gated-attention", {"causal": True, "rope": True}),
+            ("normalized-attention", {"variant": "nap"}), ("normalized-attention", {"variant": "max"}),
+            ("set-transformer", {"stages": ["mab"]}), ("mixture-of-head", {"routed_heads": 1}), ("linear-attention", {"causal": False})]
+
+
+def check_memory(member):
+    """Cross-attention: x and memory are dealt out, each by its own length; with and without lengths of both."""
+    generator = torch.Generator().manual_seed(21)
+    x, memory = (torch.randn(2, n, 8, generator=generator, dtype=torch.float64) for n in (5, 9))
+    lengths = {"lengths": torch.tensor([5, 2]), "memory_lengths": torch.tensor([4, 9])}
+    for id, fields in MEMORIES:
+        config = json.dumps({"width": 8, "heads": 2, **fields})
+        if member.layout == "zigzag" and id == "linear-attention":
+            continue  # refused: its spans merge in order
+        with DRAWING:
+            torch.manual_seed(1)
+            weights = weights_of(id, config)
+        for extra in ({}, lengths):
+            found = []
+            for executor in ("local", member.executor):
+                cut = (lambda t: member.own(t, 1)) if executor != "local" else (lambda t: t)
+                a, b = cut(x).clone().requires_grad_(), cut(memory).clone().requires_grad_()
+                y = torch.ops.regard.mechanism(id, config, weights, a, [b, *extra.values()], ["memory", *extra],
+                                               executor=executor)[0]
+                (y * cut(cases.cotangent(x))).sum().backward()
+                found.append((y.detach(), a.grad, b.grad))
+            for label, right, own in zip(("y", "dx", "dmemory"), *found):
+                member.close(f"{id} {config} {sorted(extra)} {label}", own, member.own(right, 1),
+                             largest=right.abs().max().item())
 
 
 def check_mechanisms(member):
@@ -353,6 +388,7 @@ def run_all(rank, ranks, group, cases_of=None):
         check_kinds(member)
         check_collectives(member)
         check_linear(member)
+        check_memory(member)
         check_golden(member)
         check_refusals(member)
         refused.append(check_mechanisms(member))
