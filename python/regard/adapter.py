@@ -101,7 +101,7 @@ def load(path: str):
     sys.path.insert(0, os.path.dirname(os.path.abspath(path)))  # files beside it
     try:
         specification.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         fail("check", f"a Python file that runs: {path}", f"{type(error).__name__}: {error}")
     finally:
         sys.path.pop(0)

@@ -19,7 +19,7 @@ bool raised(const std::string& claim) { return claim.rfind("the call runs; raise
 }  // namespace
 
 void Findings::at(const Case& example, const std::string& path) {
-  case_ = &example;
+  case_ = example;
   path_ = path;
   if (!path.empty()) keep_once(paths_, path);
 }
@@ -58,7 +58,7 @@ bool Findings::record(const std::string& what, const Difference& difference, boo
                                    difference.error,
                                    difference.expected,
                                    difference.found,
-                                   case_ ? std::optional<Case>(*case_) : std::nullopt,
+                                   case_,
                                    origin_ ? std::optional<Case>(*origin_) : std::nullopt};
   return false;
 }

@@ -29,7 +29,7 @@ class Findings {
   explicit Findings(double tolerance) : tolerance_(tolerance) {}
 
   /// The case that the theorem is given next.
-  void begin(const Case& origin) { ++cases_, origin_ = case_ = &origin; }
+  void begin(const Case& origin) { ++cases_, origin_ = &origin, case_ = origin; }
   /// The call, made of that case, and the path that the claims to come are about.
   void at(const Case& example, const std::string& path);
 
@@ -68,7 +68,7 @@ class Findings {
   bool exact_ = true;
   int64_t cases_ = 0, claims_ = 0, failures_ = 0;
   const Case* origin_ = nullptr;
-  const Case* case_ = nullptr;
+  std::optional<Case> case_;  // a copy: a theorem that raises takes its own case with it
   std::string path_, sought_;
   std::vector<std::string> refusals_;
   std::vector<std::pair<std::string, std::string>> notes_;

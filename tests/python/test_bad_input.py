@@ -162,3 +162,15 @@ def test_a_library_built_for_another_torch_is_refused():
     with pytest.raises(ImportError, match=r"expected a library built against torch 2\.99\.0; found .*libregard\.so, "
                                           rf"built against torch {built}: build it again with this torch"):
         _library.check_built_for(built, "2.99.0", _library.PATH)
+
+
+@pytest.mark.parametrize("theta", [0, -10000.0])
+@pytest.mark.parametrize("id", ["cog-attention", "gated-attention", "mixture-of-head", "moba", "relational-attention",
+                                "softmax-attention"])
+def test_rotary_frequencies_without_a_base_are_refused(id, theta):
+    """A power of it would be NaN in every output."""
+    config = {"relational_heads": 2} if id == "relational-attention" else {"heads": 2}
+    if id != "gated-attention":
+        config["rope"] = True
+    with pytest.raises(ValueError, match=rf"\[{id}\] expected rope_theta > 0; found {theta}"):
+        regard.nn.create(id, width=8, rope_theta=theta, **config)

@@ -94,6 +94,24 @@ def test_the_command(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["theorems"][0]["theorem"] == "batch"
 
 
+def test_a_module_that_writes_into_its_argument_fails_by_name(tmp_path):
+    """Its backward raises, in theorems that made a longer case of their own too."""
+    report = regard.check_file(write(tmp_path, """
+import torch
+class Layer(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.proj = torch.nn.Linear(8, 24)
+    def forward(self, x):
+        q, k, v = self.proj(x).chunk(3, -1)
+        y = (q @ k.mT).softmax(-1) @ v
+        with torch.no_grad():
+            x.mul_(0.5)
+        return y
+"""), theorems=["threads", "gradients"])
+    assert [e["theorem"] for e in failed(report)] == ["gradients", "threads"]
+
+
 @pytest.mark.parametrize("text, arguments, message", [
     ("", [], "expected a torch.nn.Module or a function in"),
     ("def f(x):\n    return x\n", ["--object", "g"], "'g'"),
@@ -106,6 +124,7 @@ def test_the_command(tmp_path, capsys):
     ("def f(x):\n    return x\ndef g(x):\n    return x\n", [], "--object NAME, one of f, g; found none named"),
     ("def f(x):\n    return x.sum()\n", [], "a module that takes x (2, 5, D)"),
     ("raise KeyError('a')\n", [], "a Python file that runs"),
+    ("import sys\nsys.exit(3)\n", [], "a Python file that runs"),
     ("regard = dict(paddin='m')\ndef f(x):\n    return x\n", [], "found 'paddin'; did you mean 'padding'?"),
 ])
 def test_wrong_input_is_one_clear_line(tmp_path, capsys, text, arguments, message):

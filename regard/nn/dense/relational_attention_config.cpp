@@ -121,6 +121,7 @@ void RelationalAttention::Config::fields(Fields& f) {
 }
 
 void RelationalAttention::Config::validate() const {
+  require(rope_theta > 0, id, "rope_theta > 0", std::to_string(rope_theta));
   const int64_t heads = self_heads + relational_heads;
   if (self_heads < 0 || relational_heads < 0 || heads == 0 || width % heads)
     fail(id, "self_heads + relational_heads >= 1 that divides width " + std::to_string(width),

@@ -82,6 +82,7 @@ void MixtureOfHead::Config::fields(Fields& f) {
 }
 
 void MixtureOfHead::Config::validate() const {
+  require(rope_theta > 0, id, "rope_theta > 0", std::to_string(rope_theta));
   if (heads < 1 || (head_width == 0 && width % heads))
     fail(id, "heads >= 1 that divides width " + std::to_string(width) + " (or head_width)", std::to_string(heads));
   if (kv_heads < 0 || (kv_heads > 0 && heads % kv_heads))

@@ -122,6 +122,7 @@ void Moba::Config::validate() const {
         std::to_string(kv_heads));
   check(chunk_size > 0, "chunk_size > 0", std::to_string(chunk_size));
   check(topk > 0, "topk > 0 (a query's own block counts)", std::to_string(topk));
+  check(rope_theta > 0, "rope_theta > 0", std::to_string(rope_theta));
   check(form == "blocks" || form == "naive", "form 'blocks' or 'naive'", "'" + form + "'");
   check(causal, "causal true (blocks are chosen among earlier ones)", "false");
   check(!rope || key_width() % 2 == 0, "an even head width with rope", std::to_string(key_width()));
