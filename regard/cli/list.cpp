@@ -125,9 +125,9 @@ struct Options {
 void add_list(CLI::App& program, int&) {
   auto options = std::make_shared<Options>();
   CLI::App* command = program.add_subcommand("list", "List the registered mechanisms");
-  command->add_option("--role", options->role, "Only mixers, pools or hosts")
+  command->add_option("--role", options->role, "Only mixers, pools, reducers or hosts")
       ->type_name("ROLE")
-      ->check(CLI::IsMember({"mixer", "pool", "host"}));
+      ->check(CLI::IsMember({"mixer", "pool", "reducer", "host"}));
   command->add_option("--json", options->json, "Write everything known about them as JSON ('-': standard output)")
       ->type_name("FILE");
   command->footer("Examples:\n  regard list --role pool\n  regard list --json - | python3 -m json.tool");

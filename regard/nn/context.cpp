@@ -71,9 +71,9 @@ void Context::open(const std::string& id, const std::vector<CacheStream>& stream
 void Context::close(const std::string& id) const {
   if (input("cu_seqlens").defined() && !packed_read_)
     fail(id, "a mechanism that runs on packed sequences", "cu_seqlens for one that mixes tokens in another way");
-  if (executor && executor->sharded() && executor->asked == 0)
-    fail(id, "a mechanism that asks the executor for what spans the sequence",
-         "one that would see only the tokens of this shard (executor " + executor->text() + ")");
+  if (executor && executor->asked == 0)
+    fail(id, "executor 'local', for a mechanism that asks an executor for nothing that spans the sequence",
+         "executor '" + executor->text() + "'");
   for (const auto& name : wanted)
     if (!outputs.count(name) && !optional.count(name))
       fail(id, "outputs that this call computes" + (name.starts_with("tap.") ? " (taps of an attention it runs)" : std::string()),

@@ -92,6 +92,10 @@ class Context {
   /// In a decode query() counts the tokens of earlier steps. `arguments.path` is the context's.
   AttentionOutput attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, AttentionSpec spec,
                          AttentionArguments arguments = {});
+  /// A second pass over the pairs of an attention: a count, a sum, a normalizer. The masks, weights and operands of the
+  /// call's edits hold for it, their scores do not, and no tap reads it.
+  AttentionOutput companion(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, AttentionSpec spec,
+                            AttentionArguments arguments = {});
   /// The last `attend` as it ran: packed, edited, in the order of its spec. For maps and column sums on request:
   /// attention_weights(context.attended()).
   const Attending& attended() const;
@@ -134,6 +138,8 @@ class Context {
 
  private:
   void open_cache(const at::Tensor& x);
+  Attending prepared(int64_t attention, Attending call) const;
+  AttentionOutput computed(Attending& call);
   const CacheStream& declared(const std::string& stream, CacheStream::Kind kind) const;
   at::Tensor joined(const std::string& stream, CacheStream::Kind kind, const at::Tensor& entries);
   void keep_segments_apart(const at::Tensor& q, const at::Tensor& k, AttentionSpec& spec,

@@ -1,5 +1,7 @@
 // Attention inside a mechanism: the spec as the mechanism states it, run where the call's tokens lie.
 
+#include <algorithm>
+
 #include "regard/base/error.h"
 #include "regard/nn/context.h"
 #include "regard/nn/edit_json.h"
@@ -20,35 +22,49 @@ void Context::keep_segments_apart(const at::Tensor& q, const at::Tensor& k, Atte
   keep_sequences_apart(id_.c_str(), bounds, bounds, q, k, spec, arguments);
 }
 
-AttentionOutput Context::attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, AttentionSpec spec,
-                                AttentionArguments arguments) {
-  const int64_t index = attentions_++;
-  arguments.path = path;
-  if (decoding_ && !input("memory").defined()) arguments.query_offset = past();
-  keep_segments_apart(q, k, spec, arguments);
-  Attending call{q, k, v, std::move(spec), std::move(arguments), {}};
+/// The call where its tokens lie, with the edits of attention number `attention`.
+Attending Context::prepared(int64_t attention, Attending call) const {
+  call.arguments.path = path;
+  if (decoding_ && !input("memory").defined()) call.arguments.query_offset = past();
+  keep_segments_apart(call.q, call.k, call.spec, call.arguments);
   for (const auto& edit : edits) {
-    if (edit.attention >= 0 && edit.attention != index) continue;
+    if (edit.attention >= 0 && edit.attention != attention) continue;
     if (!edit.layer.empty() && !names_layer(edit.layer, layer())) continue;
     if (edit.before) edit.before(call);
     if (edit.after.change) call.after.push_back(edit.after);
     if (edit.reached) ++*edit.reached;
   }
+  return call;
+}
+
+AttentionOutput Context::computed(Attending& call) {
   call.arguments = in_order(call.spec, std::move(call.arguments));
   if (executor) ++executor->asked;
-  AttentionOutput out;
   if (!call.after.empty()) {
     if (executor && executor->text() != "stripe")
       fail(id_, "executor local or stripe, which see whole rows, with an edit of the weights", executor->text());
-    out = ops::attention_edited(call.q, call.k, call.v, call.spec, call.arguments, call.after);
-  } else if (executor) {
-    out = executor->attend(call.q, call.k, call.v, call.spec, call.arguments);
-  } else {
-    out = attention(call.q, call.k, call.v, call.spec, call.arguments);
+    return ops::attention_edited(call.q, call.k, call.v, call.spec, call.arguments, call.after);
   }
+  if (executor) return executor->attend(call.q, call.k, call.v, call.spec, call.arguments);
+  return attention(call.q, call.k, call.v, call.spec, call.arguments);
+}
+
+AttentionOutput Context::attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, AttentionSpec spec,
+                                AttentionArguments arguments) {
+  const int64_t index = attentions_++;
+  Attending call = prepared(index, {q, k, v, std::move(spec), std::move(arguments), {}});
+  AttentionOutput out = computed(call);
   read_taps(*this, index, call, out);
   attended_ = std::make_shared<const Attending>(std::move(call));
   return out;
+}
+
+AttentionOutput Context::companion(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, AttentionSpec spec,
+                                   AttentionArguments arguments) {
+  const Expr score = spec.score;
+  Attending call = prepared(std::max<int64_t>(attentions_ - 1, 0), {q, k, v, std::move(spec), std::move(arguments), {}});
+  call.spec.score = score;
+  return computed(call);
 }
 
 const Attending& Context::attended() const {

@@ -133,10 +133,13 @@ Edit made(const json& entry, Read read) {
       return call_weights(function, weights, rows, given);
     };
   }
-  edit.before = [read = std::move(read), token](Attending& call) {
-    if (read.operands >= 0) change_operands(read, call);
-    change_spec(read, call);
-  };
+  const bool states = read.spec.score.defined() || read.spec.keep.defined() || read.spec.weight.defined() ||
+                      read.tensors.count("head_scale") != 0;
+  if (states || read.operands >= 0)
+    edit.before = [read = std::move(read), token](Attending& call) {
+      if (read.operands >= 0) change_operands(read, call);
+      change_spec(read, call);
+    };
   return edit;
 }
 

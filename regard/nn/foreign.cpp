@@ -140,6 +140,8 @@ CacheStream stream_of(const json& given) {
   CacheStream stream;
   stream.name = given.at("name").get<std::string>();
   const std::string kind = given.value("kind", "append");
+  if (kind != "state" && kind != "ring" && kind != "append")
+    fail("register_foreign", "kind 'append', 'ring' or 'state' of stream '" + stream.name + "'", "'" + kind + "'");
   stream.kind = kind == "state"  ? CacheStream::Kind::state
                 : kind == "ring" ? CacheStream::Kind::ring
                                  : CacheStream::Kind::append;

@@ -116,7 +116,10 @@ std::vector<at::Tensor> run(const Instance& instance, at::TensorList weights, co
   if (!context.edits.empty()) {  // functions do not pass through the dispatcher
     Context copy = context;
     std::vector<at::Tensor> results{instance.forward(weights, x, copy)};
-    for (const auto& name : copy.wanted) results.push_back(copy.outputs.at(name));
+    for (const auto& name : copy.wanted) {
+      const auto it = copy.outputs.find(name);  // an optional one may be missing
+      results.push_back(it == copy.outputs.end() ? at::Tensor() : it->second);
+    }
     return results;
   }
   std::vector<at::Tensor> inputs;

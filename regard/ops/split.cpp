@@ -52,7 +52,9 @@ class InStripes final : public Executor {
 
   LinearOutput linear(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                       const LinearArguments& arguments) override {
-    return linear_attention(q, k, v, arguments);
+    LinearArguments stripe = arguments;
+    stripe.path = "stripe";
+    return linear_attention(q, k, v, stripe);
   }
 };
 

@@ -8,6 +8,7 @@
 #include "regard/base/error.h"
 #include "regard/nn/dense/multi_token_scores.h"
 #include "regard/nn/dense/rotary.h"
+#include "regard/nn/edit_json.h"
 #include "regard/nn/shapes.h"
 #include "regard/ops/paths.h"
 
@@ -112,7 +113,8 @@ at::Tensor MultiTokenAttention::forward(const Config& config, const Weights& wei
   scores.skipped = options.skipped;
   scores.check_hidden(q, k, context.decoding());
   if (config.attn_drop > 0 && context.training) scores.seed = context.stream("attention");
-  for (const Edit& edit : context.edits) scores.add(edit);
+  for (const Edit& edit : context.edits)
+    if (edit.layer.empty() || names_layer(edit.layer, context.layer())) scores.add(edit);
 
   count_path("attention", path == Path::composite ? path : Path::stripe);
   const double scale = config.scale.value_or(1 / std::sqrt(static_cast<double>(config.key_width())));

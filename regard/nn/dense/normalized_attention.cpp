@@ -46,7 +46,7 @@ at::Tensor visible_keys(Call& call, const at::Tensor& q, const at::Tensor& k) {
   spec.dropout = 0;
   AttentionArguments arguments = call.arguments;
   arguments.seed = at::Tensor();
-  return call.context.attend(column(q), column(k), column(k) + 1, spec, arguments).o.clamp_min(1);
+  return call.context.companion(column(q), column(k), column(k) + 1, spec, arguments).o.clamp_min(1);
 }
 
 /// The weights of the attention that just ran, added to the output "attn".
@@ -73,9 +73,7 @@ at::Tensor standardized(Call& call, const at::Tensor& q, const at::Tensor& k, co
   shift.weight = of_head("bias");
   const at::Tensor o = call.context.attend(q, k, v, spec, call.arguments).o;
   show(call);
-  const at::Tensor sums = call.context.attend(q, k, v, shift, call.arguments).o;  // the same seed drops the same pairs
-  show(call);
-  return o + sums;
+  return o + call.context.companion(q, k, v, shift, call.arguments).o;  // the same seed drops the same pairs
 }
 
 at::Tensor attended(Call& call) {

@@ -49,7 +49,7 @@ Expr normalized(const Call& call, const Relations& relations, const Expr& s, con
       own.named_captures["lengths"] = lengths;
     }
     const at::Tensor k = split(relations, relations.k);
-    const at::Tensor lse = call.context.attend(split(relations, relations.q), k, k.slice(-1, 0, 1), spec, own).lse;
+    const at::Tensor lse = call.context.companion(split(relations, relations.q), k, k.slice(-1, 0, 1), spec, own).lse;
     // A row without keys: exp(s + inf) would be a weight of 0 times inf.
     arguments.named_captures[name] = lse.masked_fill(at::isneginf(lse), 0);
   }
@@ -113,7 +113,8 @@ Relations relate(const Call& call, AttentionArguments& arguments) {
 at::Tensor Relations::map(const Call& call) const {
   const at::Tensor s = at::matmul(split(*this, q), split(*this, k).transpose(-2, -1)) * inverse_root(width);
   const at::Tensor padded = call.context.padding(call.x);
-  const at::Tensor hidden = padded.defined() ? padded.unsqueeze(1).unsqueeze(1) : padded;
+  at::Tensor hidden = padded.defined() ? padded.unsqueeze(1).unsqueeze(1) : padded;
+  if (const at::Tensor ids = call.context.segments(call.x); ids.defined()) hidden = ids.unsqueeze(1) != ids;
   return activated(call.config.activation, s, hidden).permute({0, 2, 3, 1});
 }
 

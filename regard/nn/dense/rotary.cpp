@@ -3,12 +3,18 @@
 #include <ATen/OpMathType.h>
 #include <ATen/TensorIndexing.h>
 
+#include <cmath>
+
 #include "regard/base/error.h"
 #include "regard/nn/shapes.h"
 
 namespace regard {
 
 at::Tensor rotate(const at::Tensor& x, const at::Tensor& positions, double theta, int64_t width, bool interleaved) {
+  if (!(theta > 0 && std::isfinite(theta))) fail("rotary", "a positive base theta", std::to_string(theta));
+  const bool places = positions.dim() == 1 || (positions.dim() == 2 && positions.sym_size(0) == x.sym_size(0));
+  if (!places || positions.sym_size(-1) != x.sym_size(2))
+    fail("rotary", "positions (L) or (B, L) of the tokens of " + describe(x), describe(positions));
   const auto real = x.options().dtype(at::toOpMathType(x.scalar_type()));
   const at::Tensor exponents = at::arange(0, width, 2, real) / static_cast<double>(width);
   const at::Tensor frequencies = at::pow(theta, exponents.neg());

@@ -115,6 +115,7 @@ at::Tensor chosen_heads(const Config& config, const Projected& parts, const at::
 /// (B, N, H, Dh), zero where a head was not chosen.
 at::Tensor gathered(const Config& config, const Projected& parts, const at::Tensor& chosen, Context& context) {
   context.whole_only(id, "heads gathered token by token");
+  for (const auto& name : context.wanted) require(!name.starts_with("tap."), id, "execution 'dense' with taps", name);
   require(context.edits.empty() && !context.wants("attn") && !context.input("bias").defined(), id,
           "execution 'dense' with edits, bias and maps", "'gathered'");
   const at::Tensor routed = chosen_heads(config, parts, chosen, context);
