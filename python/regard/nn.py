@@ -182,6 +182,9 @@ class Mechanism(torch.nn.Module):
         if cache is not None and not isinstance(cache, dict):
             fail(self.id, "cache to be a dict of tensors by stream, as decode returned it", type(cache).__name__)
         cache = dict(cache or {})
+        for name, tensor in cache.items():
+            if not isinstance(tensor, torch.Tensor):
+                fail(self.id, f"a tensor for the stream '{name}' of the cache (no cache at the start)", _shown(tensor))
         outputs = [outputs] if isinstance(outputs, str) else list(outputs)
         streams = [f"cache.{stream['name']}" for stream in self.caches]
         y, found = self(x, outputs=[*outputs, *streams], **call, **{f"cache.{name}": t for name, t in cache.items()})

@@ -98,8 +98,11 @@ void check_lengths(const Info& info, const at::Tensor& x, const Context& context
 
 /// Torch's products refuse two types at once, from inside and without a name; autocast chooses one itself.
 void check_types(const Info& info, const std::vector<WeightDeclaration>& declared, at::TensorList weights,
-                 const at::Tensor& x) {
+                 const at::Tensor& x, const Context& context) {
   if (!x.is_floating_point() || at::autocast::is_autocast_enabled(x.device().type())) return;
+  const at::Tensor memory = context.input("memory");
+  if (memory.defined() && memory.scalar_type() != x.scalar_type())
+    fail(info.id, "memory of the dtype of x, " + describe(x.scalar_type()) + " (or autocast)", describe(memory));
   for (size_t i = 0; i < declared.size(); ++i) {
     if (declared[i].buffer || weights[i].dim() < 2 || weights[i].scalar_type() == x.scalar_type()) continue;
     fail(info.id, "x of the dtype of weight " + declared[i].name + ", " + describe(weights[i].scalar_type()) +
@@ -154,7 +157,7 @@ void check_call(const Info& info, int64_t width, const std::vector<WeightDeclara
                 at::TensorList weights, const at::Tensor& x, const Context& context) {
   check_ports(info, context);
   check_weights(info, declared, weights);
-  check_types(info, declared, weights, x);
+  check_types(info, declared, weights, x, context);
   if (info.role == Role::host) return;
   check_tokens(info, width, x);
   check_lengths(info, x, context);

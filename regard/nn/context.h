@@ -72,6 +72,8 @@ class Context {
   at::Tensor padding(const at::Tensor& x) const { return padding(x, input("lengths")); }
   /// The same by other lengths (B): padding(memory, input("memory_lengths")). Undefined without them.
   at::Tensor padding(const at::Tensor& x, const at::Tensor& lengths) const;
+  /// Whether x holds only some of its tokens: then places are asked of the context, never counted.
+  bool sharded() const;
   /// How many tokens the sequence of x has, on all shards (dimension 1 of x where tokens lie here).
   c10::SymInt tokens(const at::Tensor& x) const;
   /// (N) int64: the places of x's tokens (dimension 1) in the whole, from 0, whatever "positions" says.

@@ -62,6 +62,8 @@ at::Tensor Context::token(const at::Tensor& x, int64_t place) {
   return total(x.index_select(1, indices(x).eq(place).nonzero().squeeze(1)).sum(1));
 }
 
+bool Context::sharded() const { return executor && executor->sharded(); }
+
 c10::SymInt Context::tokens(const at::Tensor& x) const {
   return executor && executor->sharded() ? executor->tokens(x.sym_size(1)) : x.sym_size(1);
 }

@@ -182,6 +182,8 @@ std::vector<at::Tensor> of_scores(const Rows& asked, const at::Tensor& q, const 
   at::Tensor keys = k;
   // The last stripe, and the only one of symbolic sizes, sees all keys that any row sees.
   if (options.causal && !is_last(rows, M)) keys = k.slice_symint(2, 0, N.min(rows.end + *options.causal));
+  // Scores keep the compute dtype under autocast: their masks and exponents need its range.
+  const c10::impl::ExcludeDispatchKeyGuard exact(c10::autocast_dispatch_keyset);
   const at::Tensor scores = at::matmul(q.slice_symint(2, first, last).to(compute).mul(scale),
                                        repeat_heads(keys.to(compute), q.sym_size(1)).transpose(-2, -1));
   return f({scores, rows, rows.begin - first, N}, extra);
@@ -220,6 +222,7 @@ std::vector<at::Tensor> stripe_attention(const at::Tensor& q, const at::Tensor& 
   // Looked at once: a stripe then knows that its product needs no guard.
   const bool finite = concrete(v) && at::isfinite(v.detach()).all().item<bool>();
   const StripeFunction stripe = [=](const Rows& rows, const std::vector<at::Tensor>& in) {
+    const c10::impl::ExcludeDispatchKeyGuard exact(c10::autocast_dispatch_keyset);
     auto out = of_scores(rows, in[0], in[1], scale, f, {in.begin() + 3, in.end()}, options, compute);
     const at::Tensor values = repeat_heads(in[2].slice_symint(2, 0, out[0].sym_size(3)).to(compute), in[0].sym_size(1));
     out[0] = guarded_matmul(out[0].to(compute), {}, values, finite).to(in[0].scalar_type());

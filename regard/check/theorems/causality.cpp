@@ -47,6 +47,8 @@ class Causality final : public Theorem {
       for (const int64_t cut : cuts(example.tokens())) {
         perturb(example, path, whole, cut, findings);
         differentiate(example, path, cut, findings);
+        // Of the house's own mechanisms this is the theorem cache: some say that they count all keys, and keep none.
+        if (example.foreign()) shorten(example, path, whole, cut, findings);
       }
     }
   }
@@ -71,6 +73,12 @@ class Causality final : public Theorem {
       findings.compare("outputs before token " + std::to_string(cut) + " stay when " + label + " follow", past,
                        changed.slice(1, 0, cut));
     }
+  }
+
+  static void shorten(const Case& example, const std::string& path, const at::Tensor& whole, int64_t cut,
+                      Findings& findings) {
+    findings.compare("outputs before token " + std::to_string(cut) + " stay when no token follows",
+                     whole.slice(1, 0, cut), call(example.with_x(example.x.slice(1, 0, cut)), path));
   }
 
   static void differentiate(const Case& example, const std::string& path, int64_t cut, Findings& findings) {

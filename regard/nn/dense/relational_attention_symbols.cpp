@@ -38,7 +38,7 @@ at::Tensor neighborhood(const SymbolConfig& config, const at::Tensor& x, const a
   const auto integers = x.options().dtype(at::kLong).requires_grad(std::nullopt);
   const c10::SymInt tokens = x.sym_size(1);
   const at::Tensor rows = at::arange(at::Scalar(tokens), integers).unsqueeze(0), bounds = context.cu_seqlens();
-  const bool sharded = context.tokens(x) != tokens;
+  const bool sharded = context.sharded();
   // The place in the sequence, which is not what the input positions may say of a token.
   at::Tensor place = rows + at::Scalar(context.past());
   if (bounds.defined()) place = rows - bounds.index_select(0, context.segments(x)).unsqueeze(0);
