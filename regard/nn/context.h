@@ -98,7 +98,7 @@ class Context {
   /// call's edits hold for it, their scores do not, and no tap reads it.
   AttentionOutput companion(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, AttentionSpec spec,
                             AttentionArguments arguments = {});
-  /// The last `attend` as it ran: packed, edited, in the order of its spec. For maps and column sums on request:
+  /// The last `attend` or `companion` as it ran: packed, edited, in the order of its spec. For maps and column sums on request:
   /// attention_weights(context.attended()).
   const Attending& attended() const;
   /// regard::linear_attention likewise; the state of earlier steps is an argument (see `state`).

@@ -64,7 +64,9 @@ AttentionOutput Context::companion(const at::Tensor& q, const at::Tensor& k, con
   const Expr score = spec.score;
   Attending call = prepared(std::max<int64_t>(attentions_ - 1, 0), {q, k, v, std::move(spec), std::move(arguments), {}});
   call.spec.score = score;
-  return computed(call);
+  AttentionOutput out = computed(call);
+  attended_ = std::make_shared<const Attending>(std::move(call));
+  return out;
 }
 
 const Attending& Context::attended() const {

@@ -73,7 +73,9 @@ at::Tensor standardized(Call& call, const at::Tensor& q, const at::Tensor& k, co
   shift.weight = of_head("bias");
   const at::Tensor o = call.context.attend(q, k, v, spec, call.arguments).o;
   show(call);
-  return o + call.context.companion(q, k, v, shift, call.arguments).o;  // the same seed drops the same pairs
+  const at::Tensor sums = call.context.companion(q, k, v, shift, call.arguments).o;  // one seed drops the same pairs
+  show(call);
+  return o + sums;
 }
 
 at::Tensor attended(Call& call) {

@@ -3,6 +3,7 @@
 #include <map>
 
 #include "regard/base/error.h"
+#include "regard/nn/dense/alibi.h"
 #include "regard/nn/shapes.h"
 
 namespace regard {
@@ -187,16 +188,6 @@ PreparedAttention prepare(const Config& config, const Weights& weights, const Co
   if (config.sinks > 0) arguments.sinks = weights["sinks"];
   if (config.normalizer == "softmax1") arguments.sinks = at::zeros({config.heads}, q.options());
   return prepared;
-}
-
-at::Tensor alibi_slopes(int64_t heads, const at::TensorOptions& options) {
-  int64_t power = 1;
-  while (2 * power <= heads) power *= 2;
-  const double p = static_cast<double>(power);
-  const auto real = options.dtype(at::kFloat);
-  const at::Tensor own = at::exp2((at::arange(power, real) + 1) * (-8 / p));
-  const at::Tensor between = at::exp2((at::arange(heads - power, real) * 2 + 1) * (-4 / p));
-  return at::cat({own, between});
 }
 
 }  // namespace regard

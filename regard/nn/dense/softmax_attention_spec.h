@@ -22,8 +22,4 @@ struct PreparedAttention {
 PreparedAttention prepare(const SoftmaxAttention::Config& config, const Weights& weights, const Context& context,
                           const Visibility& visibility, const at::Tensor& q, const at::Tensor& k);
 
-/// Press et al.'s slopes of ALiBi: 2^(-8 (h + 1) / H) when H is a power of two; otherwise those of the power of two
-/// below, then every second one of the power above. (H) float32.
-at::Tensor alibi_slopes(int64_t heads, const at::TensorOptions& options);
-
 }  // namespace regard
