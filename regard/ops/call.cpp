@@ -136,7 +136,7 @@ at::Tensor check_sinks(const char* function, const Call& call, const std::option
 
 double Call::scale() const {
   if (spec->scale) return *spec->scale;
-  const int64_t width = q.size(3);
+  const int64_t width = q.sym_size(3).guard_int(__FILE__, __LINE__);
   return width > 0 ? 1.0 / std::sqrt(static_cast<double>(width)) : 1.0;
 }
 

@@ -223,14 +223,14 @@ Evaluation::DotGradient Evaluation::dot_gradient(int entry, const at::Tensor& d)
   const int operand = node.name.empty() ? -1 : position(call_.spec->operands(), node.name);
   const at::Tensor& whole = operand < 0 ? call_.q : call_.operands[2 * static_cast<size_t>(operand)];
   if (node.end >= 0) {
-    const std::vector<int64_t> pad = {node.begin, whole.size(3) - node.end};
-    dq = at::constant_pad_nd(dq, pad);
-    dk = at::constant_pad_nd(dk, pad);
+    const std::vector<c10::SymInt> pad = {node.begin, whole.sym_size(3) - node.end};
+    dq = at::constant_pad_nd_symint(dq, pad);
+    dk = at::constant_pad_nd_symint(dk, pad);
   }
   if (node.only_head >= 0) {
-    const std::vector<int64_t> pad = {0, 0, 0, 0, node.only_head, whole.size(1) - node.only_head - 1};
-    dq = at::constant_pad_nd(dq, pad);
-    dk = at::constant_pad_nd(dk, pad);
+    const std::vector<c10::SymInt> pad = {0, 0, 0, 0, node.only_head, whole.sym_size(1) - node.only_head - 1};
+    dq = at::constant_pad_nd_symint(dq, pad);
+    dk = at::constant_pad_nd_symint(dk, pad);
   }
   return {operand, dq, dk};
 }

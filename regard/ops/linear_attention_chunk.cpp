@@ -117,9 +117,10 @@ LinearStep linear_chunk(const LinearForm& form, const LinearTokens& given, const
   const c10::SymInt tokens = t.k.sym_size(2);
   const bool blocks = form.decay == Decay::key || form.decay == Decay::value;
   const auto known = tokens.maybe_as_int();
-  const c10::SymInt rows = known && *known < kRows ? c10::SymInt(*known) : c10::SymInt(kRows);
-  const c10::SymInt extra = blocks ? (rows - tokens % rows) % rows : c10::SymInt(0);
-  if (blocks && !(known && extra == 0)) {  // tokens that do not decay and write nothing fill the last sub-block
+  // A length not known while tracing is one sub-block: tracers would fix how many there are.
+  const c10::SymInt rows = known && *known > kRows ? c10::SymInt(kRows) : tokens;
+  const c10::SymInt extra = blocks && known && *known > 0 ? (rows - tokens % rows) % rows : c10::SymInt(0);
+  if (known && extra != 0) {  // tokens that do not decay and write nothing fill the last sub-block
     t = {padded(t.q, extra), padded(t.k, extra), padded(t.v, extra), padded(t.decay, extra), padded(t.beta, extra)};
   }
   const Factors f = factors_of(form, t, rows);

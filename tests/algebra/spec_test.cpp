@@ -243,7 +243,8 @@ TEST(Spec, RefusesWhatItDoesNotKnow) {
       "found 'soft_max'; did you mean 'softmax'?");
   EXPECT_EQ(
       unreadable(R"({"normalizer": {"sink": true}})"),
-      "[spec_from_json] expected 'normalizer' with the keys 'kind', 'sinks', 'divisor', 'floor', 'epsilon', 'detach'; "
+      "[spec_from_json] expected 'normalizer' with the keys 'kind', 'sinks', 'divisor', 'floor', 'epsilon', "
+      "'epsilon_place', 'detach'; "
       "found 'sink'; did you mean 'sinks'?");
   EXPECT_EQ(unreadable(R"({"nodes": [["constant", 0.5, "int"]]})"),
             "[spec_from_json] expected an integer as the value of node 0; found 0.5");

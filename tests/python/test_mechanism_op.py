@@ -15,10 +15,10 @@ def test_compiles_whole_with_dynamic_shapes(id, config):
     compiled = torch.compile(lambda x: main(id, config, weights, x), backend="aot_eager", fullgraph=True, dynamic=True)
     frames = torch._dynamo.utils.counters["stats"]
     # Sizes that no weight has: the compiler takes equal sizes for the same one.
-    for batch, length in ((5, 7), (11, 10), (13, 9)):
+    for batch, length in ((17, 19), (21, 23), (25, 14)):
         x = tokens(config, batch, length)
         torch.testing.assert_close(compiled(x), main(id, config, weights, x), rtol=1e-12, atol=1e-12)
-        if batch == 5:
+        if batch == 17:
             first = frames["unique_graphs"]
     assert frames["unique_graphs"] == first, "a new length or batch must not compile anew"
     torch._dynamo.reset()
@@ -33,9 +33,12 @@ def test_compiled_gradients(id, config):
         return main(id, config, weights, x).square().sum()
 
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True, dynamic=True)
-    expected = torch.autograd.grad(loss(x, weights), [x, *weights])
-    for got, want in zip(torch.autograd.grad(compiled(x, weights), [x, *weights]), expected):
-        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+    # Positions alone may decide: then x is not used.
+    expected = torch.autograd.grad(loss(x, weights), [x, *weights], allow_unused=True)
+    for got, want in zip(torch.autograd.grad(compiled(x, weights), [x, *weights], allow_unused=True), expected):
+        assert want is not None or got is None or (got == 0).all()
+        if want is not None:
+            torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
     torch._dynamo.reset()
 
 
@@ -128,9 +131,8 @@ def test_autocast(id, config):
 
 @pytest.mark.parametrize("id, config", CASES)
 def test_empty_batch(id, config):
-    weights, x = weights_of(id, config), tokens(config)[:0]
-    shape, role = main(id, config, weights, x).shape, REGISTRY[id]["role"]
-    assert shape == {"mixer": x.shape, "pool": (0, x.shape[-1]), "reducer": (0, shape[1], x.shape[-1])}[role]
+    weights, x = weights_of(id, config), tokens(config)
+    assert main(id, config, weights, x[:0]).shape == (0, *main(id, config, weights, x).shape[1:])
 
 
 @pytest.mark.parametrize("id, config", CASES)
@@ -146,7 +148,7 @@ def test_padding_is_as_if_it_were_not_there(id, config):
     poisoned.requires_grad_()
     y = main(id, config, weights, poisoned, {"lengths": lengths})
     for row, length in enumerate(lengths.tolist()):
-        mixes = REGISTRY[id]["role"] == "mixer"
+        mixes = y.dim() == 3 and REGISTRY[id]["role"] != "reducer"
         got = y[row, :length] if mixes else y[row]
         if length == 0:
             assert (y[row] == 0).all()
@@ -156,6 +158,8 @@ def test_padding_is_as_if_it_were_not_there(id, config):
         got = got[:len(expected)] if REGISTRY[id]["role"] == "reducer" else got
         torch.testing.assert_close(got, expected)
         assert not mixes or (y[row, length:] == 0).all()
+    if not y.requires_grad:
+        return
     gradients = torch.autograd.grad(y.sum(), [poisoned, *weights], allow_unused=True)
     assert all(g is None or g.isfinite().all() for g in gradients)
     assert all((gradients[0][row, length:] == 0).all() for row, length in enumerate(lengths))
@@ -191,7 +195,7 @@ def test_initialization_is_torchs():
 
 def test_registry_says_what_each_mechanism_is():
     for id, info in REGISTRY.items():
-        assert info["id"] == id and info["role"] in ("mixer", "pool", "host")
+        assert info["id"] == id and info["role"] in ("mixer", "pool", "reducer", "host")
         assert info["title"] and info["equation"] and info["paper"] and info["family"]
         assert all(field["name"] and field["doc"] and field["type"] for field in info["config"])
         assert all(port["name"] and port["doc"] for port in info["inputs"] + info["outputs"])

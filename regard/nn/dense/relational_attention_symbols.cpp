@@ -69,14 +69,15 @@ at::Tensor relational(const SymbolConfig& config, const Weights& weights, const 
   if (context.decoding()) keys = context.recent("neighbors", keys);
   keys = context.gather(keys, 1);
   const at::Tensor index = neighborhood(config, x, keys, context, id);
+  const auto steps = static_cast<int64_t>(config.offsets().size());
   const c10::SymInt width = keys.sym_size(2);
   const at::Tensor every = index.expand_symint({keys.sym_size(0), index.sym_size(1), index.sym_size(2)});
   const at::Tensor near = keys.gather(1, every.flatten(1).unsqueeze(2).expand_symint({-1, -1, width}))
-                              .unflatten(1, {-1, index.size(2)})
+                              .unflatten(1, {-1, steps})
                               .unflatten(-1, {heads, -1});  // (B, N, delta, H, D / H)
   at::Tensor relations = (q.unsqueeze(2) * near).sum(-1);                        // (B, N, delta, H)
   if (config.normalize_relations) {
-    const double width = static_cast<double>(q.size(-1));
+    const double width = static_cast<double>(q.sym_size(-1).guard_int(__FILE__, __LINE__));
     relations = at::softmax(relations * config.neighbor_scale.value_or(1 / std::sqrt(width)), 2);
   }
   const Weights inner = weights.under("symbolic_attention.");
