@@ -43,6 +43,11 @@ at::Tensor features(const Config& config, const Weights& weights, const at::Tens
   return phi.to(heads.scalar_type());
 }
 
+/// As at::log_sigmoid, whose backward torch traces with other strides than it runs with.
+at::Tensor log_of_sigmoid(const at::Tensor& x) {
+  return -at::logaddexp(-x, at::zeros({}, x.options().requires_grad(std::nullopt)));
+}
+
 /// g: (Hk) | (B, Hk, T) | (B, Hk, T, F), in float32 at least, or undefined.
 at::Tensor log_decay_of(const Config& config, const Weights& weights, const at::Tensor& x) {
   const at::ScalarType type = at::toOpMathType(x.scalar_type());
@@ -55,10 +60,10 @@ at::Tensor log_decay_of(const Config& config, const Weights& weights, const at::
     return (-weights["A_log"].to(type).exp() * step).transpose(1, 2);
   }
   if (config.decay == "scalar")
-    return (at::log_sigmoid(weights.linear(x, "gk_proj").to(type)) / config.gate_divisor).transpose(1, 2);
+    return (log_of_sigmoid(weights.linear(x, "gk_proj").to(type)) / config.gate_divisor).transpose(1, 2);
   if (config.decay == "key_vector") {
     const at::Tensor gate = weights.linear(weights.linear(x, "gk_proj.0"), "gk_proj.1");
-    return at::log_sigmoid(split_heads(gate, config.key_heads()).to(type)) / config.gate_divisor;
+    return log_of_sigmoid(split_heads(gate, config.key_heads()).to(type)) / config.gate_divisor;
   }
   return {};
 }
