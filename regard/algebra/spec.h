@@ -30,12 +30,12 @@ struct Normalizer {
   enum class EpsilonPlace : uint8_t { inside, outside, inside_count };
 
   Kind kind = Kind::softmax;
-  bool sinks = false;       ///< softmax only: the call brings sink logits (H) or (H, S)
+  bool sinks = false;  ///< softmax only: the call brings sink logits (H) or (H, S)
   Divisor divisor = Divisor::one;
-  double floor = 0;         ///< sum: least denominator
-  double epsilon = 0;       ///< z_score, signed_softmax
+  double floor = 0;                                   ///< sum: least denominator
+  double epsilon = 0;                                 ///< z_score, signed_softmax
   EpsilonPlace epsilon_place = EpsilonPlace::inside;  ///< z_score
-  bool detach = false;      ///< the denominator is a constant for derivatives
+  bool detach = false;                                ///< the denominator is a constant for derivatives
 };
 
 /// sum_j weight_ij * value(i, j) over the kept keys of a row, weight_ij the normalized weight times `weight`.
@@ -69,13 +69,13 @@ struct PositionMap {
 /// An empty Expr means the default: score scale() * dot(), keep true, weight 1, counted = keep.
 struct AttentionSpec {
   Expr score;
-  Expr keep;                 ///< never reads a dot
+  Expr keep;  ///< never reads a dot
   Normalizer normalizer;
   Expr weight;
   std::vector<PairOutput> pair_outputs;
-  Expr counted;              ///< pairs that enter the normalizer; default keep
+  Expr counted;                 ///< pairs that enter the normalizer; default keep
   std::optional<double> scale;  ///< default 1/sqrt(Dh)
-  double dropout = 0;        ///< probability that a weight is dropped; the kept are divided by 1 - dropout
+  double dropout = 0;           ///< probability that a weight is dropped; the kept are divided by 1 - dropout
   PositionMap positions;
 
   /// Throws regard::Error when a field is ill-typed or contradicts another.
@@ -84,7 +84,7 @@ struct AttentionSpec {
   /// The tensors a call must bring, sorted by name: captures (position tensors too), and operand pairs (q_x, k_x).
   std::vector<std::string> captures() const;
   std::vector<std::string> operands() const;
-  int64_t pair_channels() const;   ///< sum of buckets
+  int64_t pair_channels() const;  ///< sum of buckets
 
   /// The same spec with defaults filled in and query(), key() replaced by functions of row() and column()
   /// where positions say so (query() remains where the map is the identity: the run-time offset enters there).
@@ -104,11 +104,11 @@ struct AttentionSpec {
 /// The reader takes any table, promotes and checks types, and refuses what it does not know.
 std::string to_json(const AttentionSpec& spec);
 AttentionSpec spec_from_json(const std::string& text);
-std::string to_string(const AttentionSpec& spec);   ///< for people, a line a field
-uint64_t hash(const AttentionSpec& spec);           ///< of the canonical JSON, equal on every machine
+std::string to_string(const AttentionSpec& spec);  ///< for people, a line a field
+uint64_t hash(const AttentionSpec& spec);          ///< of the canonical JSON, equal on every machine
 
-const char* name_of(Normalizer::Kind kind);         ///< "signed_softmax"
-const char* name_of(Normalizer::Divisor divisor);   ///< "keys"
+const char* name_of(Normalizer::Kind kind);           ///< "signed_softmax"
+const char* name_of(Normalizer::Divisor divisor);     ///< "keys"
 const char* name_of(Normalizer::EpsilonPlace place);  ///< "outside"
 Normalizer::Kind normalizer_from_name(const std::string& name);
 Normalizer::Divisor divisor_from_name(const std::string& name);
@@ -119,9 +119,9 @@ std::shared_ptr<const AttentionSpec> intern(const std::string& json);
 
 /// Ready-made masks (true = the pair exists), with query and key positions as defined by the call.
 namespace masks {
-Expr causal();                              ///< query >= key
-Expr window(int64_t left, int64_t right);   ///< query - left <= key <= query + right; -1: unbounded
-Expr lengths(const std::string& name);      ///< column < name[b]
+Expr causal();                             ///< query >= key
+Expr window(int64_t left, int64_t right);  ///< query - left <= key <= query + right; -1: unbounded
+Expr lengths(const std::string& name);     ///< column < name[b]
 Expr documents(const std::string& query_ids, const std::string& key_ids);  ///< equal ids, tensors (B, M), (B, N)
 }  // namespace masks
 

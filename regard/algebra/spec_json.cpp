@@ -119,7 +119,7 @@ uint64_t hash(const AttentionSpec& spec) {
 }
 
 std::shared_ptr<const AttentionSpec> intern(const std::string& text) {
-  constexpr size_t kKept = 4096;   // a process that makes texts without end (a constant per step) starts anew beyond
+  constexpr size_t kKept = 4096;  // a process that makes texts without end (a constant per step) starts anew beyond
   static std::mutex mutex;
   static std::unordered_map<std::string, std::shared_ptr<const AttentionSpec>> table;
   {

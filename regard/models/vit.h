@@ -24,9 +24,9 @@ namespace regard {
 /// k_norm, norm). A registered pool named by `pool` takes the place of global_pool, its weights under "pool.".
 ///
 /// Layers are named by their weights: output "blocks.3.attn.tap.entropy" is tap "entropy" of block 3's mixer, an edit
-/// of layer "blocks.*.attn" changes every block's, "pool.attn" is output "attn" of a registered pool, "attn_pool" is the
-/// attention of the pools map and prr. What a mixer publishes reaches the mixers that consume it in later blocks; output
-/// "loss" is the sum of auxiliary losses, "loss.NAME" of those of a name.
+/// of layer "blocks.*.attn" changes every block's, "pool.attn" is output "attn" of a registered pool, "attn_pool" is
+/// the attention of the pools map and prr. What a mixer publishes reaches the mixers that consume it in later blocks;
+/// output "loss" is the sum of auxiliary losses, "loss.NAME" of those of a name.
 ///
 /// Throws regard::Error for a width that the heads do not divide, the class-token pool without a class token, a mixer
 /// without a place for prefix tokens beside class or register tokens, an image that does not fit img_size or patches.

@@ -105,8 +105,8 @@ void check_types(const Info& info, const std::vector<WeightDeclaration>& declare
     fail(info.id, "memory of the dtype of x, " + describe(x.scalar_type()) + " (or autocast)", describe(memory));
   for (size_t i = 0; i < declared.size(); ++i) {
     if (declared[i].buffer || weights[i].dim() < 2 || weights[i].scalar_type() == x.scalar_type()) continue;
-    fail(info.id, "x of the dtype of weight " + declared[i].name + ", " + describe(weights[i].scalar_type()) +
-                      " (or autocast)",
+    fail(info.id,
+         "x of the dtype of weight " + declared[i].name + ", " + describe(weights[i].scalar_type()) + " (or autocast)",
          describe(x));
   }
 }
@@ -136,10 +136,12 @@ void check_layout(const Info& info, const at::Tensor& x, const Context& context)
   require(context.prefix >= 0, info.id.c_str(), "prefix >= 0", std::to_string(context.prefix));
   require(info.takes_prefix || context.prefix == 0, info.id.c_str(),
           "no prefix tokens (it has no place for tokens outside the grid)", "prefix " + std::to_string(context.prefix));
-  require(!info.needs_prefix || context.prefix > 0, info.id.c_str(), "a class token in front (prefix >= 1)", "prefix 0");
+  require(!info.needs_prefix || context.prefix > 0, info.id.c_str(), "a class token in front (prefix >= 1)",
+          "prefix 0");
   require(!info.needs_grid || !context.grid.empty(), info.id.c_str(), "a grid (rows, columns) of the tokens", "none");
   if (x.dim() != 3) {
-    require(context.prefix == 0, info.id.c_str(), "no prefix with x as a map", "prefix " + std::to_string(context.prefix));
+    require(context.prefix == 0, info.id.c_str(), "no prefix with x as a map",
+            "prefix " + std::to_string(context.prefix));
     return;
   }
   if (context.grid.empty()) return;
@@ -153,8 +155,8 @@ void check_layout(const Info& info, const at::Tensor& x, const Context& context)
 
 }  // namespace
 
-void check_call(const Info& info, int64_t width, const std::vector<WeightDeclaration>& declared,
-                at::TensorList weights, const at::Tensor& x, const Context& context) {
+void check_call(const Info& info, int64_t width, const std::vector<WeightDeclaration>& declared, at::TensorList weights,
+                const at::Tensor& x, const Context& context) {
   check_ports(info, context);
   check_weights(info, declared, weights);
   check_types(info, declared, weights, x, context);

@@ -76,14 +76,17 @@ void Context::close(const std::string& id) const {
          "executor '" + executor->text() + "'");
   for (const auto& name : wanted)
     if (!outputs.count(name) && !optional.count(name))
-      fail(id, "outputs that this call computes" + (name.starts_with("tap.") ? " (taps of an attention it runs)" : std::string()),
+      fail(id,
+           "outputs that this call computes" +
+               (name.starts_with("tap.") ? " (taps of an attention it runs)" : std::string()),
            "'" + name + "'");
   if (host) return;
   for (const auto& edit : edits)
     if (edit.reached && *edit.reached == 0)
       fail(id, "edits of attentions that it runs",
            "one of " + (edit.layer.empty() ? std::string("every layer") : "layer '" + edit.layer + "'") +
-               (edit.attention < 0 ? std::string() : ", attention " + std::to_string(edit.attention)) + ", that none is");
+               (edit.attention < 0 ? std::string() : ", attention " + std::to_string(edit.attention)) +
+               ", that none is");
 }
 
 }  // namespace regard

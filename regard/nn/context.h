@@ -25,7 +25,8 @@ struct LinearOutput;
 ///
 ///     k = context.append("k", k);                                  // all keys so far; k itself without a cache
 ///     q = rotate(q, context.positions(x));                         // global positions of x's tokens
-///     AttentionOutput out = context.attend(q, k, v, spec, arguments);  // local, split, sharded; packed, cached, tapped
+///     AttentionOutput out = context.attend(q, k, v, spec, arguments);  // local, split, sharded; packed, cached,
+///     tapped
 class Context {
  public:
   // ---- the call, set by whoever makes it ---------------------------------------------------------------------------
@@ -98,34 +99,35 @@ class Context {
   /// call's edits hold for it, their scores do not, and no tap reads it.
   AttentionOutput companion(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, AttentionSpec spec,
                             AttentionArguments arguments = {});
-  /// The last `attend` or `companion` as it ran: packed, edited, in the order of its spec. For maps and column sums on request:
-  /// attention_weights(context.attended()).
+  /// The last `attend` or `companion` as it ran: packed, edited, in the order of its spec. For maps and column sums on
+  /// request: attention_weights(context.attended()).
   const Attending& attended() const;
   /// regard::linear_attention likewise; the state of earlier steps is an argument (see `state`).
   LinearOutput linear(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const LinearArguments& arguments);
-  at::Tensor total(const at::Tensor& part);     ///< sum of the parts of all shards; differentiable
-  at::Tensor greatest(const at::Tensor& part);  ///< elementwise maximum of them; differentiable
+  at::Tensor total(const at::Tensor& part);                ///< sum of the parts of all shards; differentiable
+  at::Tensor greatest(const at::Tensor& part);             ///< elementwise maximum of them; differentiable
   at::Tensor gather(const at::Tensor& part, int64_t dim);  ///< all tokens' entries in order; differentiable
   /// Throws where tokens are sharded, packed or remembered: for what has no such form. `why` is a noun phrase ("a
   /// convolution over tokens").
   void whole_only(const char* id, const std::string& why) const;
 
-  // ---- the cache of a decode: streams that `caches(config)` of the mechanism declares -----------------------------------
-  bool decoding() const { return decoding_; }   ///< this call is given a cache, or asked for one
+  // ---- the cache of a decode: streams that `caches(config)` of the mechanism declares
+  // -----------------------------------
+  bool decoding() const { return decoding_; }  ///< this call is given a cache, or asked for one
   /// Earlier entries followed by `entries` along the token dimension (-2); `entries` itself without a cache.
   at::Tensor append(const std::string& stream, const at::Tensor& entries);
   /// The last entries of earlier steps (at most the ring's length) followed by `entries`.
   at::Tensor recent(const std::string& stream, const at::Tensor& entries);
   at::Tensor state(const std::string& stream) const;  ///< undefined at the start, and without a cache
   void store(const std::string& stream, const at::Tensor& value);
-  c10::SymInt past() const;                     ///< tokens of earlier steps, read off an append stream
+  c10::SymInt past() const;  ///< tokens of earlier steps, read off an append stream
 
   // ---- random numbers ----------------------------------------------------------------------------------------------
   /// An int64 scalar seed for the next random stream `name`, replayable from `seed` (drawn from torch's generator when
   /// the caller gave none). The n-th call gives the n-th stream.
   at::Tensor stream(const std::string& name);
   at::Tensor seed;
-  int64_t streams = 0;              ///< handed out so far
+  int64_t streams = 0;  ///< handed out so far
   /// Of a mechanism inside a host: its seed is the stream `name` of the host's context, drawn only when something is
   /// random. A call without random numbers leaves torch's generator alone and works under vmap.
   Context* host = nullptr;
@@ -150,7 +152,7 @@ class Context {
   std::string id_;
   std::vector<CacheStream> streams_;
   bool decoding_ = false;
-  int64_t attentions_ = 0;           ///< so far in this call
+  int64_t attentions_ = 0;  ///< so far in this call
   std::shared_ptr<const Attending> attended_;
   mutable bool packed_read_ = false;
 };

@@ -18,7 +18,8 @@ void Context::keep_segments_apart(const at::Tensor& q, const at::Tensor& k, Atte
   const at::Tensor bounds = cu_seqlens();
   if (!bounds.defined()) return;
   if (input("memory").defined() || q.sym_size(2) != k.sym_size(2))
-    fail(id_, "queries and keys of the same packed tokens", input("memory").defined() ? "memory" : "other numbers of them");
+    fail(id_, "queries and keys of the same packed tokens",
+         input("memory").defined() ? "memory" : "other numbers of them");
   keep_sequences_apart(id_.c_str(), bounds, bounds, q, k, spec, arguments);
 }
 
@@ -62,7 +63,8 @@ AttentionOutput Context::attend(const at::Tensor& q, const at::Tensor& k, const 
 AttentionOutput Context::companion(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, AttentionSpec spec,
                                    AttentionArguments arguments) {
   const Expr score = spec.score;
-  Attending call = prepared(std::max<int64_t>(attentions_ - 1, 0), {q, k, v, std::move(spec), std::move(arguments), {}});
+  Attending call =
+      prepared(std::max<int64_t>(attentions_ - 1, 0), {q, k, v, std::move(spec), std::move(arguments), {}});
   call.spec.score = score;
   AttentionOutput out = computed(call);
   attended_ = std::make_shared<const Attending>(std::move(call));

@@ -24,7 +24,8 @@ at::Tensor Context::segments(const at::Tensor& x) const {
   const at::Tensor bounds = cu_seqlens();
   if (!bounds.defined()) return {};
   // The segment of token t is the number of ends that are <= t.
-  return at::bucketize(range(0, x.sym_size(1), x), bounds.slice(0, 1).contiguous(), /*out_int32=*/false, /*right=*/true);
+  return at::bucketize(range(0, x.sym_size(1), x), bounds.slice(0, 1).contiguous(), /*out_int32=*/false,
+                       /*right=*/true);
 }
 
 at::Tensor Context::positions(const at::Tensor& x) const {
@@ -87,7 +88,9 @@ at::Tensor Context::gather(const at::Tensor& part, int64_t dim) {
 }
 
 void Context::whole_only(const char* id, const std::string& why) const {
-  const auto refuse = [&](const char* expected) { fail(id, std::string(expected) + ", because of " + why, "another call"); };
+  const auto refuse = [&](const char* expected) {
+    fail(id, std::string(expected) + ", because of " + why, "another call");
+  };
   if (executor && executor->sharded()) refuse("all tokens on one device");
   if (input("cu_seqlens").defined()) refuse("sequences that are not packed");
   if (decoding_) refuse("no cache");

@@ -35,24 +35,40 @@ void fill(at::Tensor& weight, const WeightDeclaration& declared, const std::opti
   const double value = declared.init.value;
   const auto uniform = [&](double bound) { weight.uniform_(-bound, bound, generator); };
   switch (declared.init.kind) {
-    case Init::Kind::zeros: weight.zero_(); break;
-    case Init::Kind::ones: weight.fill_(1); break;
-    case Init::Kind::constant: weight.fill_(value); break;
-    case Init::Kind::normal: weight.normal_(0, value, generator); break;
-    case Init::Kind::truncated_normal: truncated_normal(weight, value, declared.init.cut, generator); break;
-    case Init::Kind::uniform: uniform(value); break;
+    case Init::Kind::zeros:
+      weight.zero_();
+      break;
+    case Init::Kind::ones:
+      weight.fill_(1);
+      break;
+    case Init::Kind::constant:
+      weight.fill_(value);
+      break;
+    case Init::Kind::normal:
+      weight.normal_(0, value, generator);
+      break;
+    case Init::Kind::truncated_normal:
+      truncated_normal(weight, value, declared.init.cut, generator);
+      break;
+    case Init::Kind::uniform:
+      uniform(value);
+      break;
     case Init::Kind::xavier_uniform: {
       const Fans fans = fans_of(declared);
       uniform(std::sqrt(6 / (fans.in + fans.out)));
       break;
     }
-    case Init::Kind::identity: weight.zero_().diagonal().fill_(1); break;
+    case Init::Kind::identity:
+      weight.zero_().diagonal().fill_(1);
+      break;
     case Init::Kind::repeated: {
       const at::Tensor entries = at::tensor(declared.init.entries, weight.options());
       weight.view({-1, entries.numel()}).copy_(entries);
       break;
     }
-    case Init::Kind::kaiming_uniform: uniform(1 / std::sqrt(fans_of(declared).in)); break;
+    case Init::Kind::kaiming_uniform:
+      uniform(1 / std::sqrt(fans_of(declared).in));
+      break;
   }
 }
 
@@ -63,7 +79,8 @@ std::vector<at::Tensor> initialize(const Instance& instance, const at::TensorOpt
   const c10::NoGradGuard no_grad;
   const auto& declared = instance.weights();
   // Drawn in float32 at least: half types have no erfinv, and equal seeds should give equal weights in every type.
-  const at::ScalarType wanted = c10::typeMetaToScalarType(options.has_dtype() ? options.dtype() : caffe2::TypeMeta::Make<float>());
+  const at::ScalarType wanted =
+      c10::typeMetaToScalarType(options.has_dtype() ? options.dtype() : caffe2::TypeMeta::Make<float>());
   if (!at::isFloatingType(wanted)) fail("initialize", "a floating dtype", c10::toString(wanted));
   const auto drawn = options.dtype(wanted == at::kDouble ? at::kDouble : at::kFloat);
   std::vector<at::Tensor> tensors;

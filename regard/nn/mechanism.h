@@ -16,7 +16,8 @@
 ///       struct Config { int64_t width = 0; void fields(Fields& f); void validate() const; };
 ///       static Info info();
 ///       static void declare(const Config& config, Declaration& weights);
-///       static at::Tensor forward(const Config& config, const Weights& weights, const at::Tensor& x, Context& context);
+///       static at::Tensor forward(const Config& config, const Weights& weights, const at::Tensor& x, Context&
+///       context);
 ///     };
 ///
 /// and registered by one line in its source: REGARD_MECHANISM(MyPool). One that decodes step by step declares what it
@@ -28,7 +29,7 @@ namespace regard {
 /// An input beside x, an output beside the main one, a tensor on the blackboard or a loss.
 struct Port {
   std::string name;
-  std::string doc;       ///< shape, dtype, meaning
+  std::string doc;  ///< shape, dtype, meaning
   /// Of what is published or consumed: its type and shape, "float (B, N)". Both sides must say the same where both say
   /// it, and the tensor must be so: bool, int or float; letters are sizes, equal ones equal.
   std::string form = {};
@@ -42,8 +43,8 @@ struct ConfigField : Port {
 
 /// How cases computed by the official code (safetensors, see tests/golden/README.md) map to this mechanism. Keys of the
 /// case's configuration are the official code's, nested ones with a dot ("ra.n_relations"); those not listed keep their
-/// names. In a name on the left '*' stands for any text, '#' for a number; an exact name goes before patterns, a pattern
-/// before those after it.
+/// names. In a name on the left '*' stands for any text, '#' for a number; an exact name goes before patterns, a
+/// pattern before those after it.
 struct Golden {
   /// official key -> ours; "" drops the key; "key=value" -> a JSON object merged over the configuration.
   std::vector<std::pair<std::string, std::string>> config;
@@ -51,8 +52,8 @@ struct Golden {
   std::string fixed;     ///< JSON object merged over the configuration ("parity": true)
   /// in.NAME -> our input ("x" or a Port); "" ignores it; "!PORT" inverts a boolean (true = attend for hidden ones).
   std::vector<std::pair<std::string, std::string>> inputs;
-  /// out.NAME -> our output, "loss.NAME" among them ("" is the main one); "-" ignores it; "+PORT" is an output whose sum
-  /// the case adds to its loss.
+  /// out.NAME -> our output, "loss.NAME" among them ("" is the main one); "-" ignores it; "+PORT" is an output whose
+  /// sum the case adds to its loss.
   std::vector<std::pair<std::string, std::string>> outputs;
   /// prefix of param.NAME -> ours; "" strips it; "-" ignores it. Where several fit, the first of the longest ones that
   /// leads to a weight.
@@ -65,8 +66,9 @@ struct Golden {
   std::vector<Golden> forms;
   std::string folder, when;
 
-  /// A case of several calls in one file, in order: each with a mapping of its own, for the mechanism `mechanism` (empty:
-  /// this one). "out.NAME" among a step's inputs is the output of an earlier step. The losses of all steps add up.
+  /// A case of several calls in one file, in order: each with a mapping of its own, for the mechanism `mechanism`
+  /// (empty: this one). "out.NAME" among a step's inputs is the output of an earlier step. The losses of all steps add
+  /// up.
   std::vector<Golden> steps;
   std::string mechanism;
 };
@@ -74,23 +76,23 @@ struct Golden {
 enum class Role : uint8_t { mixer, pool, host, reducer };
 
 struct Info {
-  std::string id;        ///< "simpool", as in the catalog
-  std::string family;    ///< pooling, dense, sparse, linear, routing, vision, ...
+  std::string id;           ///< "simpool", as in the catalog
+  std::string family;       ///< pooling, dense, sparse, linear, routing, vision, ...
   Role role = Role::mixer;  ///< mixer (B, N, D) -> (B, N, D); pool (B, N, D) -> (B, D); host: a model of its
                             ///< own; reducer (B, N, D) -> (B, K, D), other tokens than it was given
-  std::string title;     ///< one line
-  std::string equation;  ///< one line
-  std::string paper;     ///< authors, year, title
+  std::string title;        ///< one line
+  std::string equation;     ///< one line
+  std::string paper;        ///< authors, year, title
   std::vector<Port> inputs;
   std::vector<Port> outputs;
   std::vector<Port> consumes;   ///< what earlier layers may have published: inputs that hosts connect by name
   std::vector<Port> publishes;  ///< what later layers may consume: outputs computed when somebody reads them
   std::vector<Port> losses;     ///< scalar auxiliary losses: outputs "loss.NAME"
   bool needs_grid = false;
-  bool takes_maps = false;    ///< x may also be (B, D, H, W) or (B, D, T, H, W)
-  bool takes_prefix = true;   ///< has a place for tokens outside the grid
-  bool needs_prefix = false;  ///< reads token 0 as the class token
-  bool couples_batch = false; ///< a sample's result may depend on its batch-mates
+  bool takes_maps = false;     ///< x may also be (B, D, H, W) or (B, D, T, H, W)
+  bool takes_prefix = true;    ///< has a place for tokens outside the grid
+  bool needs_prefix = false;   ///< reads token 0 as the class token
+  bool couples_batch = false;  ///< a sample's result may depend on its batch-mates
   /// Configurations (JSON) small enough to check in a second, each with every required key; width 8 to 16.
   std::vector<std::string> examples;
   Golden golden;
@@ -101,9 +103,9 @@ class Instance {
  public:
   virtual ~Instance() = default;
   virtual const Info& info() const = 0;
-  virtual const std::string& config() const = 0;                       ///< canonical JSON, defaults filled in
+  virtual const std::string& config() const = 0;  ///< canonical JSON, defaults filled in
   virtual const std::vector<WeightDeclaration>& weights() const = 0;
-  virtual const std::vector<CacheStream>& caches() const = 0;         ///< empty: it cannot decode step by step
+  virtual const std::vector<CacheStream>& caches() const = 0;  ///< empty: it cannot decode step by step
   /// Main output; checks x, the weights' shapes and the context before anything is computed.
   virtual at::Tensor forward(at::TensorList weights, const at::Tensor& x, Context& context) const = 0;
 };
@@ -114,20 +116,21 @@ class Mechanism {
   virtual const Info& info() const = 0;
   /// Parses and validates once per text (kept for the life of the process).
   virtual std::shared_ptr<const Instance> configure(const std::string& config_json) const = 0;
-  virtual std::vector<ConfigField> config_fields() const = 0;          ///< in declared order
-  virtual std::string default_config() const = 0;                     ///< JSON
+  virtual std::vector<ConfigField> config_fields() const = 0;  ///< in declared order
+  virtual std::string default_config() const = 0;              ///< JSON
 };
 
 // The registry.
-const Mechanism& mechanism(const std::string& id);                     ///< throws with the nearest name
-std::vector<const Mechanism*> mechanisms();                            ///< sorted by family, then id
-void register_mechanism(std::unique_ptr<Mechanism> mechanism);         ///< throws when the id is taken
-void load_plugin(const std::string& library);                          ///< opens a shared library that registers more
+const Mechanism& mechanism(const std::string& id);              ///< throws with the nearest name
+std::vector<const Mechanism*> mechanisms();                     ///< sorted by family, then id
+void register_mechanism(std::unique_ptr<Mechanism> mechanism);  ///< throws when the id is taken
+void load_plugin(const std::string& library);                   ///< opens a shared library that registers more
 std::string registry_json();
 
 /// The op behind every owner: torch.ops.regard.mechanism, through the dispatcher. Returns the main output, then the
 /// outputs named in context.wanted, in that order.
-std::vector<at::Tensor> run(const Instance& instance, at::TensorList weights, const at::Tensor& x, const Context& context);
+std::vector<at::Tensor> run(const Instance& instance, at::TensorList weights, const at::Tensor& x,
+                            const Context& context);
 
 /// Fresh weights in declared order (float32 unless said), from torch's default generator or the given one.
 std::vector<at::Tensor> initialize(const Instance& instance, const at::TensorOptions& options = {},

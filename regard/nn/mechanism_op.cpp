@@ -84,13 +84,14 @@ std::string declare_op(std::string id, std::string config) {
   const auto instance = mechanism(id).configure(config);
   auto weights = nlohmann::json::array();
   for (const auto& weight : instance->weights())
-    weights.push_back({{"name", weight.name}, {"shape", weight.shape}, {"buffer", weight.buffer}, {"alias", weight.alias}});
+    weights.push_back(
+        {{"name", weight.name}, {"shape", weight.shape}, {"buffer", weight.buffer}, {"alias", weight.alias}});
   auto caches = nlohmann::json::array();
   for (const auto& stream : instance->caches())
-    caches.push_back({{"name", stream.name}, {"kind", name_of(stream.kind)}, {"entry", stream.entry},
-                      {"length", stream.length}});
-  return nlohmann::json{{"config", nlohmann::json::parse(instance->config())}, {"weights", weights},
-                        {"caches", caches}}.dump();
+    caches.push_back(
+        {{"name", stream.name}, {"kind", name_of(stream.kind)}, {"entry", stream.entry}, {"length", stream.length}});
+  return nlohmann::json{{"config", nlohmann::json::parse(instance->config())}, {"weights", weights}, {"caches", caches}}
+      .dump();
 }
 
 std::string registry_op() { return registry_json(); }
@@ -99,15 +100,19 @@ void load_plugin_op(std::string library) { load_plugin(library); }
 
 TORCH_LIBRARY_FRAGMENT(regard, library) {
   library.def(mechanism_schema, guarded<&mechanism_op>);
-  library.def("initialize(str id, str config, ScalarType? dtype=None, Device? device=None, Generator? generator=None) "
-              "-> Tensor[]", guarded<&initialize_op>);
+  library.def(
+      "initialize(str id, str config, ScalarType? dtype=None, Device? device=None, Generator? generator=None) "
+      "-> Tensor[]",
+      guarded<&initialize_op>);
   library.def("declare(str id, str config) -> str", guarded<&declare_op>);
   library.def("registry() -> str", guarded<&registry_op>);
   library.def("load_plugin(str library) -> ()", guarded<&load_plugin_op>);
 }
 
 // vmap asks for a rule even of a composite op: run it, and let the ops inside be batched.
-TORCH_LIBRARY_IMPL(regard, FuncTorchBatchedDecomposition, library) { library.impl("mechanism", guarded<&mechanism_op>); }
+TORCH_LIBRARY_IMPL(regard, FuncTorchBatchedDecomposition, library) {
+  library.impl("mechanism", guarded<&mechanism_op>);
+}
 
 }  // namespace
 

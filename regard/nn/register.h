@@ -9,16 +9,18 @@
 
 namespace regard::detail {
 
-/// A Config behind a visitor: filled from JSON, printed as canonical JSON. Defined in config_json.cpp (JSON stays there).
+/// A Config behind a visitor: filled from JSON, printed as canonical JSON. Defined in config_json.cpp (JSON stays
+/// there).
 void read_config(const std::string& function, const std::string& json, const std::function<void(Fields&)>& visit);
 std::string print_config(const std::function<void(Fields&)>& visit);
 std::vector<ConfigField> describe_config(const std::function<void(Fields&)>& visit);
 /// The member `width`, which must be positive; 0 when there is none (a host).
 int64_t width_of(const std::string& function, const std::function<void(Fields&)>& visit);
 
-/// Checks common to all mechanisms: weights' number and shapes, x's rank and width, known inputs and outputs, grid, prefix.
-void check_call(const Info& info, int64_t width, const std::vector<WeightDeclaration>& declared,
-                at::TensorList weights, const at::Tensor& x, const Context& context);
+/// Checks common to all mechanisms: weights' number and shapes, x's rank and width, known inputs and outputs, grid,
+/// prefix.
+void check_call(const Info& info, int64_t width, const std::vector<WeightDeclaration>& declared, at::TensorList weights,
+                const at::Tensor& x, const Context& context);
 
 /// Registers while a library is being loaded, where an exception would end the process: a refusal is kept and thrown
 /// by the next look into the registry.
@@ -27,7 +29,8 @@ void register_at_load(std::unique_ptr<Mechanism> mechanism) noexcept;
 /// Instances by configuration text, each made once.
 class Cache {
  public:
-  std::shared_ptr<const Instance> get(const std::string& key, const std::function<std::shared_ptr<const Instance>()>& make);
+  std::shared_ptr<const Instance> get(const std::string& key,
+                                      const std::function<std::shared_ptr<const Instance>()>& make);
   Cache();
   ~Cache();
 
@@ -95,10 +98,10 @@ class MechanismOf final : public Mechanism {
 }  // namespace regard::detail
 
 /// Registers mechanism M when its library is loaded.
-#define REGARD_MECHANISM(M)                                                                        \
-  namespace {                                                                                      \
-  const bool registered_##M = [] {                                                                 \
-    ::regard::detail::register_at_load(std::make_unique<::regard::detail::MechanismOf<M>>());      \
-    return true;                                                                                   \
-  }();                                                                                             \
+#define REGARD_MECHANISM(M)                                                                   \
+  namespace {                                                                                 \
+  const bool registered_##M = [] {                                                            \
+    ::regard::detail::register_at_load(std::make_unique<::regard::detail::MechanismOf<M>>()); \
+    return true;                                                                              \
+  }();                                                                                        \
   }

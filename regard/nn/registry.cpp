@@ -81,10 +81,14 @@ Registry& opened_registry() {
 
 const char* name_of(Role role) {
   switch (role) {
-    case Role::mixer: return "mixer";
-    case Role::pool: return "pool";
-    case Role::reducer: return "reducer";
-    default: return "host";
+    case Role::mixer:
+      return "mixer";
+    case Role::pool:
+      return "pool";
+    case Role::reducer:
+      return "reducer";
+    default:
+      return "host";
   }
 }
 
@@ -109,25 +113,40 @@ json describe(const Mechanism& mechanism) {
   const Info& info = mechanism.info();
   json fields = json::array(), examples = json::array();
   for (const auto& field : mechanism.config_fields())
-    fields.push_back({{"name", field.name}, {"type", field.type}, {"doc", field.doc},
-                      {"default", json::parse(field.default_json)}});
+    fields.push_back(
+        {{"name", field.name}, {"type", field.type}, {"doc", field.doc}, {"default", json::parse(field.default_json)}});
   for (const auto& example : info.examples) examples.push_back(json::parse(example));
   const Golden& golden = info.golden;
   json folders = json::array({info.id});  // where its golden cases lie
   for (const Golden& form : golden.forms)
     if (!form.folder.empty() && std::find(folders.begin(), folders.end(), form.folder) == folders.end())
       folders.push_back(form.folder);
-  return {{"id", info.id}, {"family", info.family}, {"role", name_of(info.role)}, {"title", info.title},
-          {"equation", info.equation}, {"paper", info.paper}, {"inputs", to_json(info.inputs)},
-          {"outputs", to_json(info.outputs)}, {"consumes", to_json(info.consumes)},
-          {"publishes", to_json(info.publishes)}, {"losses", to_json(info.losses)}, {"config", fields}, {"needs_grid", info.needs_grid},
-          {"takes_maps", info.takes_maps}, {"takes_prefix", info.takes_prefix}, {"needs_prefix", info.needs_prefix},
-          {"couples_batch", info.couples_batch}, {"examples", examples},
-          {"golden", {{"config", to_json(golden.config)},
-                      {"fixed", golden.fixed.empty() ? json::object() : json::parse(golden.fixed)},
-                      {"inputs", to_json(golden.inputs)}, {"outputs", to_json(golden.outputs)},
-                      {"weights", to_json(golden.weights)}, {"folders", folders},
-                      {"excuse", golden.excuse}}}};
+  return {{"id", info.id},
+          {"family", info.family},
+          {"role", name_of(info.role)},
+          {"title", info.title},
+          {"equation", info.equation},
+          {"paper", info.paper},
+          {"inputs", to_json(info.inputs)},
+          {"outputs", to_json(info.outputs)},
+          {"consumes", to_json(info.consumes)},
+          {"publishes", to_json(info.publishes)},
+          {"losses", to_json(info.losses)},
+          {"config", fields},
+          {"needs_grid", info.needs_grid},
+          {"takes_maps", info.takes_maps},
+          {"takes_prefix", info.takes_prefix},
+          {"needs_prefix", info.needs_prefix},
+          {"couples_batch", info.couples_batch},
+          {"examples", examples},
+          {"golden",
+           {{"config", to_json(golden.config)},
+            {"fixed", golden.fixed.empty() ? json::object() : json::parse(golden.fixed)},
+            {"inputs", to_json(golden.inputs)},
+            {"outputs", to_json(golden.outputs)},
+            {"weights", to_json(golden.weights)},
+            {"folders", folders},
+            {"excuse", golden.excuse}}}};
 }
 
 }  // namespace

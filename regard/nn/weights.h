@@ -12,11 +12,21 @@ namespace regard {
 
 /// How a weight starts. Fans are read from the shape as torch.nn.init does.
 struct Init {
-  enum class Kind : uint8_t { zeros, ones, constant, normal, truncated_normal, uniform, xavier_uniform, kaiming_uniform,
-                              identity, repeated };
+  enum class Kind : uint8_t {
+    zeros,
+    ones,
+    constant,
+    normal,
+    truncated_normal,
+    uniform,
+    xavier_uniform,
+    kaiming_uniform,
+    identity,
+    repeated
+  };
   Kind kind = Kind::zeros;
-  double value = 0;  ///< constant: the value; normal, truncated_normal: std; uniform: bound
-  double cut = 2;    ///< truncated_normal: cut at +-cut, absolute
+  double value = 0;             ///< constant: the value; normal, truncated_normal: std; uniform: bound
+  double cut = 2;               ///< truncated_normal: cut at +-cut, absolute
   std::vector<double> entries;  ///< repeated: the last dimensions, the same for all leading ones
   static Init zeros() { return {Kind::zeros, 0, 2, {}}; }
   static Init ones() { return {Kind::ones, 1, 2, {}}; }
@@ -26,17 +36,19 @@ struct Init {
   static Init uniform(double bound) { return {Kind::uniform, bound, 2, {}}; }
   static Init xavier_uniform() { return {Kind::xavier_uniform, 0, 2, {}}; }
   static Init identity() { return {Kind::identity, 0, 2, {}}; }  ///< of two dimensions: 1 on the diagonal
-  static Init kaiming_uniform() { return {Kind::kaiming_uniform, 0, 2, {}}; }  ///< torch.nn.Linear's: U(-1/sqrt(fan_in), ..)
+  static Init kaiming_uniform() {
+    return {Kind::kaiming_uniform, 0, 2, {}};
+  }  ///< torch.nn.Linear's: U(-1/sqrt(fan_in), ..)
   /// For kernels and mixers that start as the identity: `entries` fill the last dimensions.
   static Init repeated(std::vector<double> entries) { return {Kind::repeated, 0, 2, std::move(entries)}; }
 };
 
 struct WeightDeclaration {
-  std::string name;             ///< the official implementation's where one exists
+  std::string name;  ///< the official implementation's where one exists
   std::vector<int64_t> shape;
   Init init;
-  bool buffer = false;          ///< not trained
-  std::string alias;            ///< tied: shares the tensor of this name
+  bool buffer = false;  ///< not trained
+  std::string alias;    ///< tied: shares the tensor of this name
 };
 
 /// The ordered list of a mechanism's weights, filled by its `declare`.
@@ -65,11 +77,11 @@ class Weights {
   Weights(const std::vector<WeightDeclaration>& declared, at::TensorList tensors);
   const at::Tensor& operator[](std::string_view name) const;  ///< throws when not declared
   bool has(std::string_view name) const;
-  Weights under(std::string_view prefix) const;               ///< the names that start with prefix, without it
+  Weights under(std::string_view prefix) const;  ///< the names that start with prefix, without it
   /// y = x W^T + b with weights name.weight and, if declared, name.bias.
   at::Tensor linear(const at::Tensor& x, std::string_view name) const;
   at::Tensor layer_norm(const at::Tensor& x, std::string_view name, double epsilon) const;
-  std::vector<at::Tensor> list() const;                       ///< in declared order
+  std::vector<at::Tensor> list() const;  ///< in declared order
 
  private:
   struct Table;

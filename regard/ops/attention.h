@@ -19,10 +19,10 @@ struct AttentionArguments {
   /// left out.
   std::map<std::string, at::Tensor> named_captures;
   std::map<std::string, std::pair<at::Tensor, at::Tensor>> named_operands;
-  at::Tensor sinks;                  ///< (H) or (H, S) when normalizer.sinks
-  at::Tensor seed;                   ///< int64 scalar when spec.dropout > 0
-  c10::SymInt query_offset = 0;      ///< query() = row + query_offset; N - M aligns bottom-right
-  std::string path = "auto";         ///< auto | fused | stripe | composite; a named path that cannot run is an error
+  at::Tensor sinks;              ///< (H) or (H, S) when normalizer.sinks
+  at::Tensor seed;               ///< int64 scalar when spec.dropout > 0
+  c10::SymInt query_offset = 0;  ///< query() = row + query_offset; N - M aligns bottom-right
+  std::string path = "auto";     ///< auto | fused | stripe | composite; a named path that cannot run is an error
 };
 
 struct AttentionOutput {

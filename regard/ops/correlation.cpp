@@ -61,7 +61,8 @@ at::Tensor composite_kernel_gradient(const at::Tensor& x, const at::Tensor& grad
   const c10::SymInt rows = gradient.sym_size(2), columns = gradient.sym_size(3);
   for (int64_t a = 0; a < height; ++a)
     for (int64_t b = 0; b < width; ++b)
-      entries.push_back((padded.slice_symint(2, a, rows + a).slice_symint(3, b, columns + b) * gradient).sum({0, 2, 3}));
+      entries.push_back(
+          (padded.slice_symint(2, a, rows + a).slice_symint(3, b, columns + b) * gradient).sum({0, 2, 3}));
   return at::stack(entries, -1).unflatten(-1, {height, width});
 }
 

@@ -26,8 +26,8 @@ struct LinearOutput;
 class Executor {
  public:
   virtual ~Executor() = default;
-  virtual std::string text() const = 0;            ///< what `make_executor` made it from
-  virtual bool sharded() const { return false; }   ///< whether tensors hold only this rank's tokens
+  virtual std::string text() const = 0;           ///< what `make_executor` made it from
+  virtual bool sharded() const { return false; }  ///< whether tensors hold only this rank's tokens
 
   /// regard::attention over the keys of every shard. query() and key() are global positions; `arguments.query_offset`
   /// is 0 where tokens are sharded.
@@ -40,9 +40,12 @@ class Executor {
   // What spans the sequence, differentiable. The defaults are those of tokens that lie here.
   virtual at::Tensor total(const at::Tensor& part) { return part; }     ///< sum of every rank's `part`
   virtual at::Tensor greatest(const at::Tensor& part) { return part; }  ///< elementwise maximum of them
-  virtual at::Tensor gather(const at::Tensor& part, int64_t dim) { (void)dim; return part; }  ///< in global order
+  virtual at::Tensor gather(const at::Tensor& part, int64_t dim) {
+    (void)dim;
+    return part;
+  }                                                                                           ///< in global order
   virtual at::Tensor positions(const c10::SymInt& tokens, const at::TensorOptions& options);  ///< (N) int64, global
-  virtual c10::SymInt tokens(const c10::SymInt& own) { return own; }    ///< of all ranks
+  virtual c10::SymInt tokens(const c10::SymInt& own) { return own; }                          ///< of all ranks
 
   /// How often any of these was asked.
   int64_t asked = 0;

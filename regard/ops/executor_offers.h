@@ -11,8 +11,8 @@
 namespace regard {
 
 struct Offer {
-  std::string name;   ///< "merge", "commutative", "shards"
-  std::string doc;    ///< what it means
+  std::string name;     ///< "merge", "commutative", "shards"
+  std::string doc;      ///< what it means
   std::string refusal;  ///< why the spec does not offer it; empty when it does
 };
 std::vector<Offer> offers(const AttentionSpec& spec);

@@ -11,8 +11,7 @@ using Replacements = std::vector<std::pair<Expr, Expr>>;
 /// A known number as a constant, which keeps capture classes and block masks sharp; a symbolic one as a capture.
 Expr number(const c10::SymInt& value, const char* name, AttentionArguments& arguments) {
   if (const auto known = value.maybe_as_int()) return constant(static_cast<double>(*known), Type::integer);
-  arguments.named_captures[name] =
-      at::scalar_tensor(at::Scalar(value), at::TensorOptions().dtype(at::kLong));
+  arguments.named_captures[name] = at::scalar_tensor(at::Scalar(value), at::TensorOptions().dtype(at::kLong));
   return capture(name, Type::integer, {});
 }
 
@@ -34,8 +33,7 @@ AttentionSpec replaced(const AttentionSpec& spec, const Replacements& replacemen
 Expr without_captures(const Expr& expr) {
   Replacements replacements;
   for (const auto& entry : flatten({expr}).entries)
-    if (entry.expr.op() == Op::capture)
-      replacements.emplace_back(entry.expr, capture("any", entry.expr.type(), {}));
+    if (entry.expr.op() == Op::capture) replacements.emplace_back(entry.expr, capture("any", entry.expr.type(), {}));
   return replacements.empty() ? expr : substitute(expr, replacements);
 }
 
@@ -43,8 +41,8 @@ bool zero(const c10::SymInt& value) { return value.maybe_as_int() == 0; }
 
 /// Positions of one side. `local`: the index that captures are read at; `whole`: the index in the sequence.
 struct Side {
-  Expr index;            ///< row() or column()
-  Expr position;         ///< query() or key()
+  Expr index;     ///< row() or column()
+  Expr position;  ///< query() or key()
   c10::SymInt local, whole;
   const char* name;
 };
@@ -74,7 +72,8 @@ AttentionArguments by_name(const AttentionSpec& spec, const AttentionArguments& 
   const auto captures = spec.captures(), operands = spec.operands();
   require(out.captures.size() == captures.size() && out.operands.size() == 2 * operands.size(), "attention",
           ("the " + std::to_string(captures.size()) + " captures and " + std::to_string(operands.size()) +
-           " pairs of operands that the spec reads").c_str(),
+           " pairs of operands that the spec reads")
+              .c_str(),
           std::to_string(out.captures.size()) + " and " + std::to_string(out.operands.size()) + " tensors");
   for (size_t i = 0; i < captures.size(); ++i) out.named_captures[captures[i]] = out.captures[i];
   for (size_t i = 0; i < operands.size(); ++i)
@@ -87,8 +86,8 @@ AttentionArguments by_name(const AttentionSpec& spec, const AttentionArguments& 
 AttentionSpec with_lengths(const AttentionSpec& spec, const c10::SymInt& queries, const c10::SymInt& keys,
                            AttentionArguments& arguments) {
   const Expr all_keys = number(keys, "place.keys", arguments);
-  AttentionSpec out = replaced(spec, {{regard::queries(), number(queries, "place.queries", arguments)},
-                                      {regard::keys(), all_keys}});
+  AttentionSpec out =
+      replaced(spec, {{regard::queries(), number(queries, "place.queries", arguments)}, {regard::keys(), all_keys}});
   if (out.normalizer.divisor == Normalizer::Divisor::keys) {
     // relu(s) / N = relu(s / N)
     out.score = (out.score.defined() ? out.score : scale() * dot()) / cast(max(all_keys, Expr(1)), Type::real);

@@ -9,10 +9,10 @@
 namespace regard::ops {
 
 struct Place {
-  c10::SymInt row = 0;     ///< of the rectangle's first row among the rows that the captures hold
-  c10::SymInt query = 0;   ///< its index in the whole sequence of queries
-  c10::SymInt column = 0;  ///< of the first column among the columns that the captures hold
-  c10::SymInt key = 0;     ///< its index in the whole sequence of keys
+  c10::SymInt row = 0;                ///< of the rectangle's first row among the rows that the captures hold
+  c10::SymInt query = 0;              ///< its index in the whole sequence of queries
+  c10::SymInt column = 0;             ///< of the first column among the columns that the captures hold
+  c10::SymInt key = 0;                ///< its index in the whole sequence of keys
   c10::SymInt queries = 0, keys = 0;  ///< lengths of the whole sequences
 };
 

@@ -63,25 +63,28 @@ at::Tensor landmark_blocks(const at::Tensor& logits, const at::Tensor& v, int64_
   const c10::SymInt n = logits.sym_size(3), groups = (n + (block - 1)) / block;
   const c10::SymInt missing = groups * block - n;
   const at::Tensor row = rows.view({1, 1, -1, 1}), own = row.floor_divide(block);
-  const at::Tensor key = at::arange(at::Scalar(n), rows.options()), group = at::arange(at::Scalar(groups), rows.options());
+  const at::Tensor key = at::arange(at::Scalar(n), rows.options()),
+                   group = at::arange(at::Scalar(groups), rows.options());
   const at::Tensor past = group < own;  // (1, 1, m, G)
-  const at::Tensor here = at::logical_and(at::logical_and(key.floor_divide(block) == own, key <= row),
-                                          key.remainder(block) != block - 1);
+  const at::Tensor here =
+      at::logical_and(at::logical_and(key.floor_divide(block) == own, key <= row), key.remainder(block) != block - 1);
 
   // Inner states, finished: a block that is not past gives 0, whatever its keys and values hold.
   const at::Tensor seen = key.floor_divide(block) < own;
-  at::Tensor padded = at::constant_pad_nd_symint(logits.masked_fill(seen.logical_not(), 0), std::vector<c10::SymInt>{0, missing});
+  at::Tensor padded =
+      at::constant_pad_nd_symint(logits.masked_fill(seen.logical_not(), 0), std::vector<c10::SymInt>{0, missing});
   padded = padded.unflatten_symint(3, std::vector<c10::SymInt>{groups, block});  // (B, H, m, G, b)
   const at::Tensor inner = at::softmax(padded.slice(4, 0, block - 1), -1).transpose(2, 3).contiguous();
   const at::Tensor values = at::constant_pad_nd_symint(v, std::vector<c10::SymInt>{0, 0, 0, missing})
-                                .unflatten_symint(2, std::vector<c10::SymInt>{groups, block}).slice(3, 0, block - 1).contiguous();
+                                .unflatten_symint(2, std::vector<c10::SymInt>{groups, block})
+                                .slice(3, 0, block - 1)
+                                .contiguous();
   const at::Tensor u = at::matmul(inner, values).transpose(2, 3);  // (B, H, m, G, Dv)
   const at::Tensor states = u.masked_fill(past.logical_not().unsqueeze(-1), 0);
 
   // Absorbed outside, each as one key; beside them the keys of the row's own block.
-  const at::Tensor both = masked_softmax(
-      at::cat({padded.select(4, block - 1), logits}, -1),
-      at::cat({past, here.expand_symint({1, 1, rows.sym_size(0), n})}, -1));
+  const at::Tensor both = masked_softmax(at::cat({padded.select(4, block - 1), logits}, -1),
+                                         at::cat({past, here.expand_symint({1, 1, rows.sym_size(0), n})}, -1));
   at::Tensor share = both.slice_symint(3, 0, groups);
   if (factor) share = factor(share);
   const at::Tensor absorbed = at::matmul(share.unsqueeze(3), states.contiguous()).squeeze(3);

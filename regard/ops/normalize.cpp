@@ -78,7 +78,8 @@ at::Tensor root_of(const at::Tensor& t) {
 at::Tensor z_score_bend(const Normalizer& normalizer, const at::Tensor& rate, const at::Tensor& variance,
                         const at::Tensor& count) {
   using Place = Normalizer::EpsilonPlace;
-  if (normalizer.epsilon_place == Place::outside) return at::mul(at::square(rate), reciprocal_or_zero(root_of(variance)));
+  if (normalizer.epsilon_place == Place::outside)
+    return at::mul(at::square(rate), reciprocal_or_zero(root_of(variance)));
   const at::Tensor cube = at::pow(rate, 3);
   if (normalizer.epsilon_place == Place::inside) return cube;
   return at::mul(cube, at::div(count, at::add(count, normalizer.epsilon)));

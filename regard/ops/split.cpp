@@ -60,7 +60,8 @@ class InStripes final : public Executor {
 
 int64_t parts_of(const std::string& rest) {
   constexpr size_t kDigits = 9;
-  const bool number = !rest.empty() && rest.size() <= kDigits && rest.find_first_not_of("0123456789") == std::string::npos;
+  const bool number =
+      !rest.empty() && rest.size() <= kDigits && rest.find_first_not_of("0123456789") == std::string::npos;
   const int64_t parts = number ? std::stoll(rest) : 0;
   if (parts < 1) fail("executor", "split:N with a number of parts N >= 1", "split" + (rest.empty() ? "" : ":" + rest));
   return parts;

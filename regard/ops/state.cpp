@@ -115,8 +115,7 @@ State sum_state(const Source& source) {
   const Expr s = source.score(), positive = where(s <= Expr(0.0), Expr(0.0), s);
   State state;
   if (source.plain()) {
-    const AttentionOutput out =
-        source.run(source.linear(positive), at::cat({source.v, source.ones()}, -1));
+    const AttentionOutput out = source.run(source.linear(positive), at::cat({source.v, source.ones()}, -1));
     const c10::SymInt width = source.v.sym_size(3);
     state.set("o", out.o.slice_symint(-1, 0, width));
     if (source.spec.pair_channels() > 0) state.set("pairs", out.pairs);
@@ -160,7 +159,8 @@ State added_state(const Source& source) {
   const auto divisor = source.spec.normalizer.divisor;
   if (divisor == Divisor::kept) state.set("count", source.sum(Expr(1.0), /*counted=*/false));
   if (divisor == Divisor::keys) {
-    const at::Tensor keys = at::scalar_tensor(at::Scalar(source.k.sym_size(2)), state["o"].options().requires_grad(std::nullopt));
+    const at::Tensor keys =
+        at::scalar_tensor(at::Scalar(source.k.sym_size(2)), state["o"].options().requires_grad(std::nullopt));
     state.set("count", keys.expand_symint({source.q.sym_size(0), source.q.sym_size(1), source.q.sym_size(2)}));
   }
   return state;

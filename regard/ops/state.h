@@ -38,7 +38,7 @@ struct State {
 
 struct StateEntry {
   std::string name;
-  int64_t width = 0;   ///< 0: (B, H, M)
+  int64_t width = 0;  ///< 0: (B, H, M)
 };
 /// What a state of this spec holds, for values of width Dv, absorbed without `keys`.
 std::vector<StateEntry> state_entries(const AttentionSpec& spec, int64_t value_width);
@@ -60,8 +60,9 @@ State merge(const AttentionSpec& spec, const State& earlier, const State& later)
 /// spec has them.
 AttentionOutput finish(const AttentionSpec& spec, const State& state, const at::Tensor& sinks, at::ScalarType dtype);
 
-/// A state as terms that add up over the parts of the keys. `reference`: a constant that all parts share (the log-sum-exp
-/// of the whole, the mean of the whole; see reference_of), so that with a whole's reference nothing overflows or cancels.
+/// A state as terms that add up over the parts of the keys. `reference`: a constant that all parts share (the
+/// log-sum-exp of the whole, the mean of the whole; see reference_of), so that with a whole's reference nothing
+/// overflows or cancels.
 std::vector<at::Tensor> terms_of(const AttentionSpec& spec, const State& state, const State& reference);
 State state_of(const AttentionSpec& spec, const State& like, const std::vector<at::Tensor>& terms,
                const State& reference);

@@ -221,8 +221,7 @@ AttentionOutput finish_softmax(const AttentionSpec& spec, const State& state, co
   if (!counted.defined() && !sinks.defined() && !top.defined()) return {state["o"], lse, pairs};
   // Nothing in the denominator, nothing in the output.
   const at::Tensor none = lse.eq(-kInfinity);
-  const at::Tensor share =
-      at::exp(at::sub(state["lse"].masked_fill(none, -kInfinity), lse.masked_fill(none, 0)));
+  const at::Tensor share = at::exp(at::sub(state["lse"].masked_fill(none, -kInfinity), lse.masked_fill(none, 0)));
   const at::Tensor factor = spec.normalizer.detach ? share.detach() : share;
   return {weighted(state["o"], factor), lse, pairs.defined() ? weighted(pairs, factor) : pairs};
 }
@@ -240,14 +239,14 @@ AttentionOutput finish_z_score(const AttentionSpec& spec, const State& state) {
   const at::Tensor rate = ops::z_score_rate(spec.normalizer, at::div(state["M2"], n), n);
   const at::Tensor factor = (spec.normalizer.detach ? rate.detach() : rate).unsqueeze(-1);
   const at::Tensor pairs = state.find("pairs_A");
-  return {at::mul(state["A"], factor), at::zeros_like(rate.detach()),
-          pairs.defined() ? at::mul(pairs, factor) : pairs};
+  return {at::mul(state["A"], factor), at::zeros_like(rate.detach()), pairs.defined() ? at::mul(pairs, factor) : pairs};
 }
 
 AttentionOutput finish_added(const State& state) {
   const at::Tensor& o = state["o"];
-  AttentionOutput out{o, at::zeros_symint({o.sym_size(0), o.sym_size(1), o.sym_size(2)}, o.options().requires_grad(std::nullopt)),
-                      state.find("pairs")};
+  AttentionOutput out{
+      o, at::zeros_symint({o.sym_size(0), o.sym_size(1), o.sym_size(2)}, o.options().requires_grad(std::nullopt)),
+      state.find("pairs")};
   const at::Tensor count = state.find("count");
   if (!count.defined()) return out;
   const at::Tensor divisor = count.clamp_min(1);
@@ -261,7 +260,8 @@ AttentionOutput finish_added(const State& state) {
 AttentionOutput finish(const AttentionSpec& spec, const State& state, const at::Tensor& sinks, at::ScalarType dtype) {
   require(state.defined(), "finish", "a state into which something was absorbed", "none");
   require(sinks.defined() == spec.normalizer.sinks, "finish",
-          spec.normalizer.sinks ? "sinks, because the normalizer has sink logits" : "no sinks, because the normalizer has none",
+          spec.normalizer.sinks ? "sinks, because the normalizer has sink logits"
+                                : "no sinks, because the normalizer has none",
           sinks.defined() ? "some" : "none");
   AttentionOutput out;
   switch (spec.normalizer.kind) {

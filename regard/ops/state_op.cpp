@@ -17,8 +17,9 @@ namespace {
 using Tensors = std::vector<at::Tensor>;
 using Strings = std::vector<std::string>;
 
-AttentionArguments arguments_of(at::TensorList captures, at::TensorList operands, const std::optional<at::Tensor>& sinks,
-                                const std::optional<at::Tensor>& seed, c10::SymInt query_offset, std::string path) {
+AttentionArguments arguments_of(at::TensorList captures, at::TensorList operands,
+                                const std::optional<at::Tensor>& sinks, const std::optional<at::Tensor>& seed,
+                                c10::SymInt query_offset, std::string path) {
   AttentionArguments out;
   out.captures = captures.vec();
   out.operands = operands.vec();
@@ -51,13 +52,12 @@ std::tuple<Tensors, Strings> absorb_op(const at::Tensor& q, const at::Tensor& k,
 
 std::tuple<Tensors, Strings> merge_op(std::string spec, Strings names1, Tensors state1, Strings names2,
                                       Tensors state2) {
-  return lists_of(merge(spec_from_json(spec), state_of_lists("merge", names1, state1),
-                        state_of_lists("merge", names2, state2)));
+  return lists_of(
+      merge(spec_from_json(spec), state_of_lists("merge", names1, state1), state_of_lists("merge", names2, state2)));
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> finish_op(std::string spec, Strings names, Tensors state,
-                                                         const std::optional<at::Tensor>& sinks,
-                                                         at::ScalarType dtype) {
+                                                         const std::optional<at::Tensor>& sinks, at::ScalarType dtype) {
   const auto out = finish(spec_from_json(spec), state_of_lists("finish", names, state),
                           sinks && sinks->defined() ? *sinks : at::Tensor(), dtype);
   return {out.o, out.lse, out.pairs};

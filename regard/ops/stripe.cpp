@@ -174,8 +174,8 @@ namespace {
 
 /// What f makes of the scores of one stripe of o's rows.
 std::vector<at::Tensor> of_scores(const Rows& asked, const at::Tensor& q, const at::Tensor& k, double scale,
-                                   const WeightFunction& f, const std::vector<at::Tensor>& extra,
-                                   const StripeOptions& options, at::ScalarType compute) {
+                                  const WeightFunction& f, const std::vector<at::Tensor>& extra,
+                                  const StripeOptions& options, at::ScalarType compute) {
   const c10::SymInt M = q.sym_size(2), N = k.sym_size(2);
   const Rows rows{asked.begin + options.skipped, asked.end + options.skipped, {}};
   const c10::SymInt first = rows.begin.max(options.before) - options.before, last = M.min(rows.end + options.after);

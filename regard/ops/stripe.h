@@ -36,18 +36,18 @@ struct StripeOptions {
   int64_t losses = 0;             ///< scalars that the function returns beside the weights
   int64_t block = 0;              ///< rows a stripe; 0: chosen by size (`stripe_rows`)
   c10::SymInt skipped = 0;        ///< the first rows of q serve as halo alone: o has M - skipped rows
-  /// Row i sees no key after i + *causal: a stripe's scores end with the last key that one of its rows sees, which halves
-  /// the work. The function still masks within them. Unset: all keys.
+  /// Row i sees no key after i + *causal: a stripe's scores end with the last key that one of its rows sees, which
+  /// halves the work. The function still masks within them. Unset: all keys.
   std::optional<c10::SymInt> causal = std::nullopt;
 };
 
 /// What a function of scores sees: scale * q k^T of the stripe's rows with a halo of rows before and after them, fewer
 /// at the ends of q.
 struct StripeScores {
-  at::Tensor scores;   ///< (B,H,m + halo,n), compute dtype; the first n of N keys
-  Rows rows;           ///< the rows of q whose weights are asked
-  c10::SymInt first;   ///< index in `scores` of the first of them
-  c10::SymInt N;       ///< keys of the call
+  at::Tensor scores;  ///< (B,H,m + halo,n), compute dtype; the first n of N keys
+  Rows rows;          ///< the rows of q whose weights are asked
+  c10::SymInt first;  ///< index in `scores` of the first of them
+  c10::SymInt N;      ///< keys of the call
 };
 /// f(stripe, extra) -> weights (B,H,m,n) of the stripe's rows, then any further tensors (losses), which are summed.
 using WeightFunction =

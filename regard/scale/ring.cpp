@@ -45,8 +45,8 @@ class Ring final : public Executor {
   int64_t count(const c10::SymInt& own) {
     return together([&] {
       int64_t all = 0;
-      for (const int64_t n : counts_of(*group_.transport, group_.layout, own.guard_int(__FILE__, __LINE__), "tokens",
-                                       *group_.traffic))
+      for (const int64_t n :
+           counts_of(*group_.transport, group_.layout, own.guard_int(__FILE__, __LINE__), "tokens", *group_.traffic))
         all += n;
       return all;
     });

@@ -122,8 +122,8 @@ class Backward {
       sinks = sinks.detach().requires_grad_();
       inputs.push_back(sinks);
     }
-    const auto out = finish(call_.spec, state_of(call_.spec, state_, terms, reference_), sinks,
-                            tensors_.stays[0].scalar_type());
+    const auto out =
+        finish(call_.spec, state_of(call_.spec, state_, terms, reference_), sinks, tensors_.stays[0].scalar_type());
     const at::Tensor results[] = {out.o, out.lse, out.pairs};
     for (size_t i = 0; i < 3; ++i) {
       if (!grads[i].defined() || !results[i].requires_grad()) continue;
@@ -147,7 +147,8 @@ class Backward {
     std::vector<at::Tensor> travels(block.travels.size());
     for (size_t i = 0; i < travels.size(); ++i)
       if (travels_wanted_[i])
-        travels[i] = at::zeros(block.travels[i].sizes(), block.travels[i].options().dtype(type_).requires_grad(std::nullopt));
+        travels[i] =
+            at::zeros(block.travels[i].sizes(), block.travels[i].options().dtype(type_).requires_grad(std::nullopt));
     const State state = absorb_block(call_, leaves, source);
     if (!state.defined()) return travels;
     std::vector<at::Tensor> outputs, cotangents, inputs;
@@ -270,8 +271,8 @@ AttentionOutput run(const RingCall& call, const RingTensors& tensors, const at::
 }  // namespace
 
 AttentionOutput ring_attention(const std::string& executor, std::shared_ptr<Transport> transport, Layout layout,
-                               const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                               const AttentionSpec& spec, const AttentionArguments& arguments) {
+                               const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const AttentionSpec& spec,
+                               const AttentionArguments& arguments) {
   RingTensors tensors;
   const RingCall call = make_ring_call(executor, transport, layout, q, k, v, spec, arguments, tensors);
   std::vector<at::Tensor> all = tensors.stays;

@@ -22,7 +22,7 @@ namespace regard::sharding {
 /// every rank holds get their local contribution: sum the gradients of replicated tensors over the ranks, as in data
 /// parallelism. First derivatives only.
 AttentionOutput ring_attention(const std::string& executor, std::shared_ptr<Transport> transport, Layout layout,
-                               const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                               const AttentionSpec& spec, const AttentionArguments& arguments);
+                               const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const AttentionSpec& spec,
+                               const AttentionArguments& arguments);
 
 }  // namespace regard::sharding

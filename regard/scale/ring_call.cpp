@@ -48,8 +48,9 @@ void check_counts(const char* what, const std::vector<int64_t>& counts, Layout l
   std::vector<int64_t> expected;
   for (int64_t rank = 0; rank < ranks; ++rank) expected.push_back(count_of_rank(tokens, ranks, layout, rank));
   if (counts == expected) return;
-  fail(kName, std::string(what) + " of the ranks as token_of_rank deals " + std::to_string(tokens) + " out (" +
-                  name_of(layout) + "): " + listed(expected),
+  fail(kName,
+       std::string(what) + " of the ranks as token_of_rank deals " + std::to_string(tokens) + " out (" +
+           name_of(layout) + "): " + listed(expected),
        listed(counts));
 }
 
@@ -99,8 +100,9 @@ RingCall local_call(const at::Tensor& q, const at::Tensor& k, const at::Tensor& 
     }
     for (const int64_t dim : dims->second)
       if (t.size(dim) != k.size(2))
-        fail(kName, "capture '" + name.substr(0, name.rfind('.')) + "' of this rank's " + std::to_string(k.size(2)) +
-                        " keys in dimension " + std::to_string(dim),
+        fail(kName,
+             "capture '" + name.substr(0, name.rfind('.')) + "' of this rank's " + std::to_string(k.size(2)) +
+                 " keys in dimension " + std::to_string(dim),
              std::to_string(t.size(dim)));
     call.traveling_captures.push_back(name);
     call.key_dims.push_back(dims->second);
@@ -129,8 +131,8 @@ State absorb_spans(const RingCall& call, const RingTensors& tensors, const Span&
   for (const auto& name : call.traveling_captures) arguments.named_captures[name] = tensors.travels[at++];
   for (const auto& name : call.operands)
     arguments.named_operands[name].second = tensors.travels[at++].narrow(2, columns.local, columns.size());
-  const ops::Place place{rows.local,    rows.begin,    columns.local,
-                         columns.begin, sum_of(call.query_counts), sum_of(call.key_counts)};
+  const ops::Place place{
+      rows.local, rows.begin, columns.local, columns.begin, sum_of(call.query_counts), sum_of(call.key_counts)};
   const AttentionSpec spec = ops::placed(call.spec, place, arguments);
   if (columns.size() > 0 && ops::holds_no_pair(spec, arguments, rows.size(), columns.size())) return {};
   return absorb(tensors.stays[0].narrow(2, rows.local, rows.size()),
@@ -193,7 +195,8 @@ RingCall make_ring_call(const std::string& executor, std::shared_ptr<Transport> 
   const auto all = greet(*transport, greeting, q.defined() ? q.device() : at::Device(at::kCPU), traffic);
   if (own) std::rethrow_exception(own);
   for (size_t rank = 0; rank < all.size(); ++rank) {
-    if (all[rank].failed) fail(kName, "a call that every rank accepts", "one that rank " + std::to_string(rank) + " refused");
+    if (all[rank].failed)
+      fail(kName, "a call that every rank accepts", "one that rank " + std::to_string(rank) + " refused");
     if (all[rank].signature != greeting.signature && all[0].signature != all[rank].signature)
       fail(kName, "one call on all ranks (spec, dtypes, shapes but for the tokens, what needs gradients)",
            "another one on rank " + std::to_string(rank));

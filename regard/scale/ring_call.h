@@ -14,18 +14,18 @@
 
 namespace regard::sharding {
 
-/// One attention over the shards of a ring, as a rank sees it. What lies beside the keys travels (k, v, captures read by
-/// column(), key halves of operands); what lies beside the queries and what every rank holds stays.
+/// One attention over the shards of a ring, as a rank sees it. What lies beside the keys travels (k, v, captures read
+/// by column(), key halves of operands); what lies beside the queries and what every rank holds stays.
 struct RingCall {
   std::shared_ptr<Transport> transport;
   Layout layout = Layout::contiguous;
   Traffic* traffic = nullptr;
   AttentionSpec spec;
-  AttentionArguments arguments;                  ///< without tensors: offset and path
+  AttentionArguments arguments;                   ///< without tensors: offset and path
   std::vector<int64_t> key_counts, query_counts;  ///< of every rank
 
   /// Tensors that stay: q, then the others by name.
-  std::vector<std::string> captures, operands;   ///< names of those that stay, and of all operands
+  std::vector<std::string> captures, operands;  ///< names of those that stay, and of all operands
   /// Tensors that travel: k, v, captures by name, key halves of operands; with their dimensions of keys.
   std::vector<std::string> traveling_captures;
   std::vector<std::vector<int64_t>> key_dims;

@@ -42,8 +42,8 @@ std::optional<LinearSpan> merged(const std::vector<LinearSpan>& spans, const std
 
 LinearOutput ring_linear(const Collectives& group, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                          const LinearArguments& arguments) {
-  require(group.layout == Layout::contiguous, "ring", "the contiguous layout for linear attention, whose spans merge in order",
-          "zigzag");
+  require(group.layout == Layout::contiguous, "ring",
+          "the contiguous layout for linear attention, whose spans merge in order", "zigzag");
   require(!arguments.cu_seqlens.defined(), "ring", "sequences that are not packed in linear attention", "cu_seqlens");
   counts_of(*group.transport, group.layout, k.size(2), "keys", *group.traffic);
   const LinearSpan own = span_summary(k, v, arguments);

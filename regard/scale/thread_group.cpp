@@ -129,8 +129,8 @@ class ThreadMember final : public Transport {
 
 void open_thread_group(const std::string& name, int64_t size) {
   require(size >= 1, "thread group", "at least one member", std::to_string(size));
-  require(!name.empty() && name.find_first_of("/:") == std::string::npos, "thread group",
-          "a name without '/' and ':'", "'" + name + "'");
+  require(!name.empty() && name.find_first_of("/:") == std::string::npos, "thread group", "a name without '/' and ':'",
+          "'" + name + "'");
   const std::lock_guard lock(rooms().mutex);
   if (!rooms().by_name.emplace(name, std::make_shared<Mailroom>(name, size)).second)
     fail("thread group", "a name that is not in use", "'" + name + "'");

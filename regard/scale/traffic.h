@@ -13,7 +13,7 @@ struct Traffic {
 };
 
 Traffic& traffic_of(const std::string& executor);
-std::string traffic_json();   ///< {"ring:0:zigzag": {"forward": 1, "backward": 2, "metadata": 3, "collective": 4}}
+std::string traffic_json();  ///< {"ring:0:zigzag": {"forward": 1, "backward": 2, "metadata": 3, "collective": 4}}
 void reset_traffic();
 
 /// Payload that a ring sends for one attention on `rank` of `ranks`, exact for uneven shards. Keys and values of a rank

@@ -42,8 +42,7 @@ AttentionSpec random_spec(unsigned seed) {
   }
   if (kind == Kind::sum) spec.normalizer.floor = random.below(3) * 0.1;
   if (kind == Kind::z_score || kind == Kind::signed_softmax) spec.normalizer.epsilon = 1e-5 * random.below(2);
-  if (kind == Kind::z_score)
-    spec.normalizer.epsilon_place = static_cast<Normalizer::EpsilonPlace>(random.below(3));
+  if (kind == Kind::z_score) spec.normalizer.epsilon_place = static_cast<Normalizer::EpsilonPlace>(random.below(3));
   for (int i = random.below(3); i > 0; --i) {
     PairOutput output{random.real(3), {}, 1};
     if (random.below(2)) {
@@ -241,11 +240,10 @@ TEST(Spec, RefusesWhatItDoesNotKnow) {
       unreadable(R"({"normalizer": {"kind": "soft_max"}})"),
       "[normalizer] expected one of 'softmax', 'signed_softmax', 'sum', 'sigmoid', 'relu', 'identity', 'z_score'; "
       "found 'soft_max'; did you mean 'softmax'?");
-  EXPECT_EQ(
-      unreadable(R"({"normalizer": {"sink": true}})"),
-      "[spec_from_json] expected 'normalizer' with the keys 'kind', 'sinks', 'divisor', 'floor', 'epsilon', "
-      "'epsilon_place', 'detach'; "
-      "found 'sink'; did you mean 'sinks'?");
+  EXPECT_EQ(unreadable(R"({"normalizer": {"sink": true}})"),
+            "[spec_from_json] expected 'normalizer' with the keys 'kind', 'sinks', 'divisor', 'floor', 'epsilon', "
+            "'epsilon_place', 'detach'; "
+            "found 'sink'; did you mean 'sinks'?");
   EXPECT_EQ(unreadable(R"({"nodes": [["constant", 0.5, "int"]]})"),
             "[spec_from_json] expected an integer as the value of node 0; found 0.5");
   EXPECT_EQ(unreadable(R"({"nodes": [["constant", 1]]})"),

@@ -25,7 +25,8 @@ Tensors reference(const Tensors& x) {
 Tensors striped(const Tensors& x, int64_t block) {
   const ops::WeightFunction f = [](const ops::StripeScores& stripe, const Tensors& extra) {
     const at::Tensor& s = stripe.scores;
-    const int64_t first = stripe.first.expect_int(), m = (stripe.rows.end - stripe.rows.begin).expect_int(), have = s.size(2);
+    const int64_t first = stripe.first.expect_int(), m = (stripe.rows.end - stripe.rows.begin).expect_int(),
+                  have = s.size(2);
     const at::Tensor padded = at::constant_pad_nd(s, {0, 0, 1 - first, 1 + first + m - have});
     const at::Tensor mixed = padded.slice(2, 0, m) * 0.2 + padded.slice(2, 1, m + 1) + padded.slice(2, 2, m + 2) * 0.3;
     const at::Tensor weights = at::softmax(at::einsum("gh,bhmn->bgmn", {extra[0], mixed.cumsum(-1)}), -1);

@@ -103,8 +103,8 @@ class Dtypes final : public Theorem {
     const std::string& base = example.paths.front();  // composite, or the only one
     const Case low = cast(example, type.type), exact = cast(low, at::kDouble);
     const std::vector<at::Tensor> reference = measure(exact, base, type.type);
-    // What one rounding of every input changes in exact arithmetic; and as many as a sum has, which may take a ReLU or a
-    // sign across its jump.
+    // What one rounding of every input changes in exact arithmetic; and as many as a sum has, which may take a ReLU or
+    // a sign across its jump.
     const std::vector<double> one = moved(exact, base, type, type.roundoff, reference);
     const std::vector<double> many = moved(exact, base, type, terms(example) * type.roundoff, reference);
     std::vector<double> own;

@@ -28,8 +28,10 @@ namespace {
 template <class T>
 const CorrelationPrimitives<T>& pick(const CorrelationPrimitives<float>& floats,
                                      const CorrelationPrimitives<double>& doubles) {
-  if constexpr (sizeof(T) == sizeof(float)) return (void)doubles, floats;
-  else return (void)floats, doubles;
+  if constexpr (sizeof(T) == sizeof(float))
+    return (void)doubles, floats;
+  else
+    return (void)floats, doubles;
 }
 
 template <class T>
@@ -106,8 +108,11 @@ void correlate(const Correlation& shape, const T* in, const T* kernel, T* out) {
 
 template <class T>
 void correlate_kernel_gradient(const Correlation& shape, const T* in, const T* out_gradient, T* kernel_gradient) {
-  const int64_t entries = shape.height * shape.width, tasks = std::max<int64_t>(
-      0, shape.out_columns() > 0 ? shape.planes * tiles_of(std::max<int64_t>(0, shape.out_rows()), kTileRows) : 0);
+  const int64_t entries = shape.height * shape.width,
+                tasks = std::max<int64_t>(
+                    0, shape.out_columns() > 0
+                           ? shape.planes * tiles_of(std::max<int64_t>(0, shape.out_rows()), kTileRows)
+                           : 0);
   std::vector<double> parts(static_cast<size_t>(tasks * entries), 0.0);
   const auto& primitives = primitives_of_isa<T>();
   parallel_for(tasks, [&](int64_t task) {

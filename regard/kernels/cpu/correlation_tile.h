@@ -5,15 +5,15 @@
 
 namespace regard::kernels {
 
-/// A tile of the result: up to kTileRows x kTileColumns of it, from a patch of the padded plane that lies contiguously in
-/// scratch memory. A patch of floats with a kernel of 6 x 11 takes 23 KiB, so it stays in the first cache level.
+/// A tile of the result: up to kTileRows x kTileColumns of it, from a patch of the padded plane that lies contiguously
+/// in scratch memory. A patch of floats with a kernel of 6 x 11 takes 23 KiB, so it stays in the first cache level.
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileColumns = 256;
 
 /// Columns of a patch are padded to whole vectors of the widest set plus the kernel's width.
 template <class T>
 struct CorrelationTile {
-  const T* patch;        ///< (rows + height - 1) x patch_stride, zeros outside the plane and behind the last column
+  const T* patch;  ///< (rows + height - 1) x patch_stride, zeros outside the plane and behind the last column
   int64_t patch_stride;
   int64_t rows, columns;  ///< of the result
   int64_t height, width;  ///< of the kernel
@@ -23,7 +23,8 @@ template <class T>
 struct CorrelationPrimitives {
   /// out[i, j] = sum kernel[a, b] patch[i + a, j + b]; `out` has kTileColumns columns, written up to a whole vector.
   void (*correlate)(const CorrelationTile<T>& tile, const T* kernel, T* out);
-  /// sums[a, b] += sum_ij gradient[i, j] patch[i + a, j + b]; `gradient` has kTileColumns columns, zeros behind the last.
+  /// sums[a, b] += sum_ij gradient[i, j] patch[i + a, j + b]; `gradient` has kTileColumns columns, zeros behind the
+  /// last.
   void (*reduce)(const CorrelationTile<T>& tile, const T* gradient, double* sums);
 };
 

@@ -32,7 +32,8 @@ at::Tensor source_of(const Config& config, const at::Tensor& x, const Context& c
   require(!config.causal, id, "memory only where causal is false", "both");
   require(!context.input("cu_seqlens").defined(), id, "memory or packed sequences", "both");
   if (memory.dim() != 3 || memory.sym_size(2) != config.width || memory.sym_size(0) != x.sym_size(0))
-    fail(id, "memory (B, N, " + std::to_string(config.width) + ") with the batch of x " + describe(x), describe(memory));
+    fail(id, "memory (B, N, " + std::to_string(config.width) + ") with the batch of x " + describe(x),
+         describe(memory));
   return lengths.defined() ? zeroed(memory, padding(lengths, memory.sym_size(1))) : memory;
 }
 
@@ -52,8 +53,7 @@ void turn(const Config& config, const Context& context, const at::Tensor& x, con
   require(cross || !keys.defined(), id, "memory with memory_positions", "memory_positions alone");
   if (!config.rope) return;
   const at::Tensor own = context.positions(x);
-  if (!keys.defined())
-    keys = cross ? at::arange(at::Scalar(source.sym_size(1)), x.options().dtype(at::kLong)) : own;
+  if (!keys.defined()) keys = cross ? at::arange(at::Scalar(source.sym_size(1)), x.options().dtype(at::kLong)) : own;
   q = turned(config, q, own, "positions");
   k = turned(config, k, keys, "memory_positions");
 }
@@ -63,7 +63,8 @@ at::Tensor finished(const Config& config, const Weights& weights, at::Tensor o) 
   if (config.group_norm) {
     const at::ScalarType type = o.scalar_type();
     const at::Tensor real = o.to(at::toOpMathType(type));
-    const double lambda = config.lambda_init.value_or(0.8 - 0.6 * std::exp(-0.3 * static_cast<double>(config.layer_id)));
+    const double lambda =
+        config.lambda_init.value_or(0.8 - 0.6 * std::exp(-0.3 * static_cast<double>(config.layer_id)));
     const at::Tensor root = at::rsqrt(real.square().mean(-1, /*keepdim=*/true) + config.norm_epsilon);
     o = (real * root).to(type) * weights["subln.weight"];
     if (config.layer_norm_rescale) o = o * (1 - lambda);

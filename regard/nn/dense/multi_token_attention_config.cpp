@@ -72,12 +72,14 @@ void MultiTokenAttention::Config::fields(Fields& f) {
   f("rope_interleaved", rope_interleaved, "rotary pairs (2t, 2t + 1); else (t, t + Dh / 2)");
   f("query_kernel_size", query_kernel_size, "queries that the kernel before the softmax spans; null: no kernel");
   f("key_kernel_size", key_kernel_size, "keys that it spans");
-  f("after_sm_query_kernel_size", after_sm_query_kernel_size, "queries of the kernel after the softmax; null: no kernel");
+  f("after_sm_query_kernel_size", after_sm_query_kernel_size,
+    "queries of the kernel after the softmax; null: no kernel");
   f("after_sm_key_kernel_size", after_sm_key_kernel_size, "keys that it spans");
   f("pad_key", pad_key, "where the kernels' keys lie: both, left or right");
   f("pre_sm_linear_head", pre_sm_linear_head, "linear mixing of heads before the softmax");
   f("head_kernel_size", head_kernel_size, "heads mixed with each other after the softmax; 0: all; null: none");
-  f("post_sm_linear_head", post_sm_linear_head, "linear mixing of all heads after the softmax, in place of head_kernel_size");
+  f("post_sm_linear_head", post_sm_linear_head,
+    "linear mixing of all heads after the softmax, in place of head_kernel_size");
   f("group_norm", group_norm, "RMSNorm of each head's output");
   f("norm_epsilon", norm_epsilon, "epsilon of the RMSNorm");
   f("layer_norm_rescale", layer_norm_rescale, "the norm times 1 - lambda_init");
@@ -94,8 +96,11 @@ void MultiTokenAttention::Config::fields(Fields& f) {
 
 void MultiTokenAttention::Config::validate() const {
   require_at_least("heads", heads, 1);
-  for (const auto& [name, value] : {std::pair{"kv_heads", kv_heads}, {"head_width", head_width}, {"layer_id", layer_id},
-                                    {"block_rows", block_rows}, {"head_kernel_size", head_kernel_size.value_or(0)}})
+  for (const auto& [name, value] : {std::pair{"kv_heads", kv_heads},
+                                    {"head_width", head_width},
+                                    {"layer_id", layer_id},
+                                    {"block_rows", block_rows},
+                                    {"head_kernel_size", head_kernel_size.value_or(0)}})
     require_at_least(name, value, 0);
   require(head_width > 0 || width % heads == 0, id, "width to be a multiple of heads, or head_width given",
           "width " + std::to_string(width) + ", heads " + std::to_string(heads));
@@ -161,13 +166,14 @@ Info MultiTokenAttention::info() {
       R"({"width": 8, "heads": 4, "kv_heads": 2, "rope": false, "causal": false, "pad_key": "left", "query_kernel_size": 2, "key_kernel_size": 4, "after_sm_query_kernel_size": null, "after_sm_key_kernel_size": null, "head_kernel_size": 2, "gate_1d": false, "layer_norm_rescale": true, "layer_id": 3})",
       R"({"width": 8, "heads": 2, "head_width": 6, "pad_key": "right", "query_kernel_size": null, "key_kernel_size": null, "after_sm_query_kernel_size": 3, "after_sm_key_kernel_size": 2, "pre_sm_linear_head": false, "head_kernel_size": null, "post_sm_linear_head": true, "group_norm": false, "block_rows": 2})",
       R"({"width": 8, "heads": 2, "after_sm_query_kernel_size": null, "after_sm_key_kernel_size": null, "query_kernel_size": 2, "key_kernel_size": 3, "head_kernel_size": null, "add_gating": false, "parity": true})"};
-  info.golden.config = {{"dim", "width"}, {"head_dim", "head_width"}, {"n_heads", "heads"}, {"n_kv_heads", "kv_heads"},
-                        {"norm_eps", "norm_epsilon"}, {"dropout", "attn_drop"}, {"max_seq_len", ""},
-                        {"cache_attention_maps", ""}, {"mta.use_mta", ""}, {"mta.mta_layers", ""}, {"mta.curse_norm", ""}};
-  for (const char* same : {"query_kernel_size", "key_kernel_size", "after_sm_query_kernel_size",
-                           "after_sm_key_kernel_size", "pad_key", "pre_sm_linear_head", "head_kernel_size",
-                           "post_sm_linear_head", "group_norm", "layer_norm_rescale", "add_gating", "gate_1d",
-                           "init_method", "layer_id", "lambda_init"})
+  info.golden.config = {{"dim", "width"},           {"head_dim", "head_width"},   {"n_heads", "heads"},
+                        {"n_kv_heads", "kv_heads"}, {"norm_eps", "norm_epsilon"}, {"dropout", "attn_drop"},
+                        {"max_seq_len", ""},        {"cache_attention_maps", ""}, {"mta.use_mta", ""},
+                        {"mta.mta_layers", ""},     {"mta.curse_norm", ""}};
+  for (const char* same :
+       {"query_kernel_size", "key_kernel_size", "after_sm_query_kernel_size", "after_sm_key_kernel_size", "pad_key",
+        "pre_sm_linear_head", "head_kernel_size", "post_sm_linear_head", "group_norm", "layer_norm_rescale",
+        "add_gating", "gate_1d", "init_method", "layer_id", "lambda_init"})
     info.golden.config.emplace_back("mta." + std::string(same), same);
   info.golden.defaults =
       R"({"rope": false, "query_kernel_size": 1, "key_kernel_size": 1, "after_sm_query_kernel_size": null,

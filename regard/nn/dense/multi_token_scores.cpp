@@ -47,14 +47,15 @@ at::Tensor mixed(const at::Tensor& matrix, const at::Tensor& map) {
 
 /// The softmax over the pairs that exist; what a finite minimum stands for underflows to exactly 0.
 at::Tensor normalized(const at::Tensor& map, const at::Tensor& pairs, bool owned) {
-  const double least = map.scalar_type() == at::kDouble ? std::numeric_limits<double>::lowest()
-                                                        : std::numeric_limits<float>::lowest();
+  const double least =
+      map.scalar_type() == at::kDouble ? std::numeric_limits<double>::lowest() : std::numeric_limits<float>::lowest();
   return at::softmax(owned ? emptied(map, pairs, least) : without(map, pairs, least), -1);
 }
 
 }  // namespace
 
-MultiTokenScores::MultiTokenScores(const MultiTokenAttention::Config& config, const Weights& weights) : config_(config) {
+MultiTokenScores::MultiTokenScores(const MultiTokenAttention::Config& config, const Weights& weights)
+    : config_(config) {
   if (config.query_kernel_size) kernel_ = weights["mta_kernel"];
   if (config.after_sm_query_kernel_size) kernel_after_ = weights["mta_kernel_after_sm"];
   if (config.pre_sm_linear_head) mixer_ = weights["wpsm.weight"];
@@ -147,10 +148,10 @@ at::Tensor MultiTokenScores::dropped(const at::Tensor& map, const ops::StripeSco
     return index.view(shape);
   };
   const at::Tensor query = range(stripe.rows.begin + offset, stripe.rows.end + offset, map);
-  const at::Tensor kept = ops::random_event(
-      1 - config_.attn_drop, seed.to(map.device()),
-      {at_dim(range(0, map.sym_size(0), map), 0), at_dim(range(0, map.sym_size(1), map), 1), at_dim(query, 2),
-       at_dim(range(0, map.sym_size(3), map), 3)});
+  const at::Tensor kept =
+      ops::random_event(1 - config_.attn_drop, seed.to(map.device()),
+                        {at_dim(range(0, map.sym_size(0), map), 0), at_dim(range(0, map.sym_size(1), map), 1),
+                         at_dim(query, 2), at_dim(range(0, map.sym_size(3), map), 3)});
   return map * kept.to(map.scalar_type()) * (1 / (1 - config_.attn_drop));
 }
 

@@ -12,18 +12,18 @@ class MultiTokenScores {
  public:
   MultiTokenScores(const MultiTokenAttention::Config& config, const Weights& weights);
 
-  at::Tensor segments;     ///< (T) int64 of packed tokens, or undefined
-  at::Tensor key_lengths;  ///< (B) int64 or undefined
-  at::Tensor hidden;       ///< bool, broadcast to (B, H, M, N), or undefined
-  at::Tensor seed;         ///< of the dropout; undefined: none
-  c10::SymInt offset = 0;  ///< row i of q is query i + offset
-  c10::SymInt skipped = 0; ///< rows of q that earlier steps left
+  at::Tensor segments;      ///< (T) int64 of packed tokens, or undefined
+  at::Tensor key_lengths;   ///< (B) int64 or undefined
+  at::Tensor hidden;        ///< bool, broadcast to (B, H, M, N), or undefined
+  at::Tensor seed;          ///< of the dropout; undefined: none
+  c10::SymInt offset = 0;   ///< row i of q is query i + offset
+  c10::SymInt skipped = 0;  ///< rows of q that earlier steps left
 
   void check_hidden(const at::Tensor& q, const at::Tensor& k, bool decoding) const;
   /// Edits of the weights run after the mixers; edits of a spec have nothing to change here and are refused.
   void add(const Edit& edit);
 
-  std::vector<at::Tensor> tensors() const;    ///< kernels, mixers and what edits read: those with a gradient
+  std::vector<at::Tensor> tensors() const;  ///< kernels, mixers and what edits read: those with a gradient
   ops::WeightFunction function() const;
 
  private:

@@ -75,7 +75,9 @@ at::Tensor Call::heads(const std::string& name, int64_t count) const {
 }
 
 at::Tensor Call::turned(const at::Tensor& t) const {
-  return config.rope ? rotate(t, context.positions(x), config.rope_theta, t.sym_size(-1).guard_int(__FILE__, __LINE__), /*interleaved=*/true) : t;
+  return config.rope ? rotate(t, context.positions(x), config.rope_theta, t.sym_size(-1).guard_int(__FILE__, __LINE__),
+                              /*interleaved=*/true)
+                     : t;
 }
 
 AttentionSpec Call::spec(AttentionArguments& arguments) const {

@@ -75,7 +75,7 @@ at::Tensor relational(const SymbolConfig& config, const Weights& weights, const 
   const at::Tensor near = keys.gather(1, every.flatten(1).unsqueeze(2).expand_symint({-1, -1, width}))
                               .unflatten(1, {-1, steps})
                               .unflatten(-1, {heads, -1});  // (B, N, delta, H, D / H)
-  at::Tensor relations = (q.unsqueeze(2) * near).sum(-1);                        // (B, N, delta, H)
+  at::Tensor relations = (q.unsqueeze(2) * near).sum(-1);   // (B, N, delta, H)
   if (config.normalize_relations) {
     const double width = static_cast<double>(q.sym_size(-1).guard_int(__FILE__, __LINE__));
     relations = at::softmax(relations * config.neighbor_scale.value_or(1 / std::sqrt(width)), 2);

@@ -13,9 +13,10 @@ namespace regard {
 ///     host rvt:   h = x + gamma1 Wo attention(norm1(pooled)),   y = h + gamma2 mlp(norm2(h))
 ///     host none:  y = Wo attention(pooled)
 ///
-/// x (B, P + Hg Wg, D) on the grid (Hg, Wg) of the context, (Wg) being one row; y likewise. attention: softmax over all tokens, scale
-/// (D / heads)^-1/2. mlp (RVT's, on the grid): gelu(bn1(fc1 z)), gelu(bn2(dwconv z)), bn3(fc2 z). gamma are 1 unless
-/// layer_scale is given. Prefix tokens pass by the pooling and the mlp (both convolutions). K = 1: pooled = x.
+/// x (B, P + Hg Wg, D) on the grid (Hg, Wg) of the context, (Wg) being one row; y likewise. attention: softmax over all
+/// tokens, scale (D / heads)^-1/2. mlp (RVT's, on the grid): gelu(bn1(fc1 z)), gelu(bn2(dwconv z)), bn3(fc2 z). gamma
+/// are 1 unless layer_scale is given. Prefix tokens pass by the pooling and the mlp (both convolutions). K = 1: pooled
+/// = x.
 ///
 /// Loss adl: adl_weight / (layers + 1e-6) times the mean over batch and queries of cos(a'_i, s'), a the mean of the
 /// weights over heads, s its mean over queries, a' = a where a > threshold / N, else 0. Over `layers` layers the losses

@@ -73,7 +73,8 @@ Source source_of(const Config& config, const at::Tensor& x, const Context& conte
     source.tokens = zeroed(memory, context.padding(memory, memory_lengths));
   } else {
     if (config.separate())
-      fail(id, "input memory (B, N, " + std::to_string(config.source_width()) + "), since memory_width is not width", "none");
+      fail(id, "input memory (B, N, " + std::to_string(config.source_width()) + "), since memory_width is not width",
+           "none");
     require(!memory_lengths.defined(), id, "memory with memory_lengths", "memory_lengths alone");
     seen.key_lengths = seen.lengths;
     source.tokens = x;
@@ -92,7 +93,8 @@ Source source_of(const Config& config, const at::Tensor& x, const Context& conte
 at::Tensor positions_of(const char* name, const Context& context, const at::Tensor& x, const c10::SymInt& offset) {
   const at::Tensor given = context.input(name);
   const c10::SymInt length = x.sym_size(2);
-  if (!given.defined() && offset == 0 && std::string_view(name) == "positions") return context.positions(x.transpose(1, 2));
+  if (!given.defined() && offset == 0 && std::string_view(name) == "positions")
+    return context.positions(x.transpose(1, 2));
   if (!given.defined()) return context.indices(x.transpose(1, 2)) + at::Scalar(offset);
   const bool rank = given.dim() == 1 || (given.dim() == 2 && given.sym_size(0) == x.sym_size(0));
   if (!rank || given.sym_size(-1) != length)

@@ -17,12 +17,12 @@ namespace regard {
 /// the sum; sigmoid, of s - log(N) unless sigmoid_bias is given; relu, divided by N; none, p = s. `divisor` changes
 /// what relu and none divide by. N is the number of keys, the row's own where lengths are given, hidden ones included.
 /// Who sees whom: causal (j <= i), window_left, window_right (i - left <= j <= i + right), where i is counted so that
-/// the last query lies on the last key (alignment "bottom_right"; each row's own last, padding not counted) or the first
-/// on the first ("top_left"). RoPE's default positions count x and memory from 0 each; only where i matters already
-/// (causal, a window, ALiBi or `slopes`) x is turned by that same i.
-/// Inputs that hide: `hidden`, `key_hidden` (boolean, true = NOT attended, as torch.nn.MultiheadAttention), `lengths`,
-/// `memory_lengths`, `segments`, `memory_segments`. A query that sees no key has o = 0, hence y = bo (norm's shift
-/// before it); a padded token of x gives y = 0. NaN in a hidden key reaches nothing.
+/// the last query lies on the last key (alignment "bottom_right"; each row's own last, padding not counted) or the
+/// first on the first ("top_left"). RoPE's default positions count x and memory from 0 each; only where i matters
+/// already (causal, a window, ALiBi or `slopes`) x is turned by that same i. Inputs that hide: `hidden`, `key_hidden`
+/// (boolean, true = NOT attended, as torch.nn.MultiheadAttention), `lengths`, `memory_lengths`, `segments`,
+/// `memory_segments`. A query that sees no key has o = 0, hence y = bo (norm's shift before it); a padded token of x
+/// gives y = 0. NaN in a hidden key reaches nothing.
 ///
 /// Weights, named as torch.nn.MultiheadAttention's: in_proj_weight (H Dh + Hk Dh + Hk Dv, D) rows q | k | v, or
 /// q_proj_weight, k_proj_weight, v_proj_weight when memory_width is not width; in_proj_bias; out_proj.weight
@@ -47,22 +47,22 @@ struct SoftmaxAttention {
     bool output_norm = false;  ///< LayerNorm over H Dv before the output projection
     double norm_epsilon = 1e-6;
     std::optional<double> scale;  ///< default 1 / sqrt(Dh)
-    double softcap = 0;        ///< c; 0: none
-    bool alibi = false;        ///< slopes 2^(-8 (h+1) / H), or those of the input `slopes`
+    double softcap = 0;           ///< c; 0: none
+    bool alibi = false;           ///< slopes 2^(-8 (h+1) / H), or those of the input `slopes`
     bool rope = false;
     double rope_theta = 10000;
-    int64_t rope_width = 0;    ///< even, at most Dh; 0: Dh
+    int64_t rope_width = 0;  ///< even, at most Dh; 0: Dh
     bool rope_interleaved = false;
     bool causal = false;
     int64_t window_left = -1;  ///< -1: unbounded
     int64_t window_right = -1;
     std::string alignment = "bottom_right";
     std::string normalizer = "softmax";
-    int64_t sinks = 0;         ///< S
+    int64_t sinks = 0;  ///< S
     std::optional<double> sigmoid_bias;
     std::string divisor = "auto";  ///< one | keys | sqrt_keys | visible
-    double attn_drop = 0;      ///< of the weights p, in training
-    double proj_drop = 0;      ///< of y, in training
+    double attn_drop = 0;          ///< of the weights p, in training
+    double proj_drop = 0;          ///< of y, in training
     void fields(Fields& f);
     void validate() const;
 

@@ -24,9 +24,12 @@ void require_at_least(const char* name, int64_t value, int64_t least) {
 
 void check_heads(const SoftmaxAttention::Config& c) {
   require_at_least("heads", c.heads, 1);
-  for (const auto& [name, value] : {std::pair{"kv_heads", c.kv_heads}, {"head_width", c.head_width},
-                                    {"value_width", c.value_width}, {"memory_width", c.memory_width},
-                                    {"rope_width", c.rope_width}, {"sinks", c.sinks}})
+  for (const auto& [name, value] : {std::pair{"kv_heads", c.kv_heads},
+                                    {"head_width", c.head_width},
+                                    {"value_width", c.value_width},
+                                    {"memory_width", c.memory_width},
+                                    {"rope_width", c.rope_width},
+                                    {"sinks", c.sinks}})
     require_at_least(name, value, 0);
   require(c.head_width > 0 || c.width % c.heads == 0, id, "width to be a multiple of heads, or head_width given",
           "width " + std::to_string(c.width) + ", heads " + std::to_string(c.heads));
@@ -43,7 +46,8 @@ void check_normalizer(const SoftmaxAttention::Config& c) {
   require_one_of("normalizer", c.normalizer, {"softmax", "softmax1", "sigmoid", "relu", "none"});
   require_one_of("divisor", c.divisor, {"auto", "one", "keys", "sqrt_keys", "visible"});
   require_one_of("alignment", c.alignment, {"bottom_right", "top_left"});
-  require(c.sinks == 0 || c.normalizer == "softmax", id, "sinks only with normalizer 'softmax'", "'" + c.normalizer + "'");
+  require(c.sinks == 0 || c.normalizer == "softmax", id, "sinks only with normalizer 'softmax'",
+          "'" + c.normalizer + "'");
   require(!c.sigmoid_bias || c.normalizer == "sigmoid", id, "sigmoid_bias only with normalizer 'sigmoid'",
           "'" + c.normalizer + "'");
   require(c.divisor == "auto" || c.normalizer == "relu" || c.normalizer == "none", id,
@@ -96,30 +100,30 @@ Info SoftmaxAttention::info() {
   info.title = "Scaled dot-product attention, the baseline";
   info.equation = "y = concat_h(softmax(scale q_h k_h^T + bias) v_h) Wo";
   info.paper = "Vaswani et al., 2017, Attention Is All You Need";
-  info.inputs = {
-      {"memory", "(B, N, Dm): the tokens that keys and values are made of (cross-attention); default x"},
-      {"lengths", "(B) int64: tokens of each row of x; the rest is padding and gives zeros"},
-      {"memory_lengths", "(B) int64: tokens of each row of memory"},
-      {"hidden", "bool, broadcast to (B, H, M, N), e.g. (M, N): true = NOT attended"},
-      {"key_hidden", "(B, N) bool: true = NOT attended by any query"},
-      {"bias", "broadcast to (B, H, M, N): added to the scaled scores"},
-      {"slopes", "(H): ALiBi slopes in place of the paper's"},
-      {"segments", "(B, M) int64: a query sees keys of its own segment"},
-      {"memory_segments", "(B, N) int64: segments of memory"},
-      {"positions", "(M) or (B, M): positions of x for RoPE; default 0, 1, ... (with memory and causal, a window or "
-                    "ALiBi: counted as alignment says)"},
-      {"memory_positions", "(N) or (B, N): positions of memory for RoPE; default 0, 1, ..."}};
+  info.inputs = {{"memory", "(B, N, Dm): the tokens that keys and values are made of (cross-attention); default x"},
+                 {"lengths", "(B) int64: tokens of each row of x; the rest is padding and gives zeros"},
+                 {"memory_lengths", "(B) int64: tokens of each row of memory"},
+                 {"hidden", "bool, broadcast to (B, H, M, N), e.g. (M, N): true = NOT attended"},
+                 {"key_hidden", "(B, N) bool: true = NOT attended by any query"},
+                 {"bias", "broadcast to (B, H, M, N): added to the scaled scores"},
+                 {"slopes", "(H): ALiBi slopes in place of the paper's"},
+                 {"segments", "(B, M) int64: a query sees keys of its own segment"},
+                 {"memory_segments", "(B, N) int64: segments of memory"},
+                 {"positions",
+                  "(M) or (B, M): positions of x for RoPE; default 0, 1, ... (with memory and causal, a window or "
+                  "ALiBi: counted as alignment says)"},
+                 {"memory_positions", "(N) or (B, N): positions of memory for RoPE; default 0, 1, ..."}};
   info.outputs = {{"attn", "(B, H, M, N): the weights p, formed in full"},
                   {"lse", "(B, H, M) float32: natural logarithm of the softmax's denominator"}};
-  info.publishes = {{"significance", "(B, N): the weight that each key received, over heads and queries", "float (B, N)"}};
+  info.publishes = {
+      {"significance", "(B, N): the weight that each key received, over heads and queries", "float (B, N)"}};
   info.examples = {
-      R"({"width": 8, "heads": 2})",
-      R"({"width": 8, "heads": 2, "causal": true, "rope": true})",
+      R"({"width": 8, "heads": 2})", R"({"width": 8, "heads": 2, "causal": true, "rope": true})",
       R"({"width": 16, "heads": 4, "kv_heads": 2, "qk_norm": true, "alibi": true, "window_left": 2})",
       R"({"width": 12, "heads": 3, "head_width": 6, "value_width": 2, "softcap": 5.0, "sinks": 2, "output_norm": true})",
       R"({"width": 8, "heads": 2, "normalizer": "sigmoid", "causal": true, "qkv_bias": false})"};
   info.golden.config = {{"d_model", "width"}, {"n_heads", "heads"}, {"additive_bias", ""}, {"key_padding", ""}};
-  info.golden.fixed = R"({"alignment": "top_left"})";   // torch's causal masks are triangles from the first pair
+  info.golden.fixed = R"({"alignment": "top_left"})";  // torch's causal masks are triangles from the first pair
   info.golden.inputs = {{"context", "memory"}};
   info.golden.outputs = {{"out", ""}, {"attn", "attn"}};
   return info;

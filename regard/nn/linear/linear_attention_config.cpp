@@ -107,16 +107,15 @@ Info LinearAttention::info() {
                  {"memory", "(B, N, memory_width): tokens of the keys and values; not causal"},
                  {"memory_lengths", "(B) int64: its tokens of each row"}};
   info.outputs = {{"attn", "(B, H, M, N): what each value weighs"}};
-  info.examples = {
-      R"({"width": 8, "heads": 2})",
-      R"({"width": 8, "heads": 2, "causal": false, "names": "idiap", "qkv_bias": true, "out_bias": true})",
-      R"({"width": 8, "heads": 4, "kv_heads": 2, "key_width": 3, "feature_map": "hedgehog", )"
-      R"("normalize": false, "output_norm": true})",
-      R"({"width": 8, "heads": 2, "feature_map": "identity", "decay": "key_vector", "gate_rank": 3, )"
-      R"("key_width": 2, "output_gate": true, "chunk": 3})",
-      R"({"width": 8, "heads": 2, "feature_map": "silu", "unit_keys": true, "delta": true, )"
-      R"("decay": "scalar", "decay_form": "exponential", "output_gate": true, "chunk": 4})",
-      R"({"width": 8, "heads": 2, "kv_heads": 1, "feature_map": "taylor2", "decay": "fixed"})"};
+  info.examples = {R"({"width": 8, "heads": 2})",
+                   R"({"width": 8, "heads": 2, "causal": false, "names": "idiap", "qkv_bias": true, "out_bias": true})",
+                   R"({"width": 8, "heads": 4, "kv_heads": 2, "key_width": 3, "feature_map": "hedgehog", )"
+                   R"("normalize": false, "output_norm": true})",
+                   R"({"width": 8, "heads": 2, "feature_map": "identity", "decay": "key_vector", "gate_rank": 3, )"
+                   R"("key_width": 2, "output_gate": true, "chunk": 3})",
+                   R"({"width": 8, "heads": 2, "feature_map": "silu", "unit_keys": true, "delta": true, )"
+                   R"("decay": "scalar", "decay_form": "exponential", "output_gate": true, "chunk": 4})",
+                   R"({"width": 8, "heads": 2, "kv_heads": 1, "feature_map": "taylor2", "decay": "fixed"})"};
   info.golden.excuse = "they hold q, k, v of the operation regard.linear_attention, which the tests of it compare";
   return info;
 }

@@ -45,8 +45,8 @@ void ClassToken::Config::fields(Fields& f) { f("width", width, width_doc); }
 void ClassToken::Config::validate() const {}
 
 Info ClassToken::info() {
-  Info info = pool_info("class-token", "The class token", "y = x_0",
-                        "Dosovitskiy et al., 2020, An Image is Worth 16x16 Words");
+  Info info =
+      pool_info("class-token", "The class token", "y = x_0", "Dosovitskiy et al., 2020, An Image is Worth 16x16 Words");
   info.needs_prefix = true;
   info.takes_maps = false;
   return info;
@@ -79,7 +79,8 @@ at::Tensor MeanPool::forward(const Config& config, const Weights&, const at::Ten
 // ---- max -----------------------------------------------------------------------------------------
 
 Info MaxPool::info() {
-  return pool_info("max", "Global max pooling", "y_d = max_n x_nd", "Oquab et al., 2015, Is Object Localization for Free?");
+  return pool_info("max", "Global max pooling", "y_d = max_n x_nd",
+                   "Oquab et al., 2015, Is Object Localization for Free?");
 }
 void MaxPool::declare(const Config&, Declaration&) {}
 
@@ -103,9 +104,9 @@ void GeneralizedMeanPool::Config::validate() const {
 }
 
 Info GeneralizedMeanPool::info() {
-  Info info = pool_info("generalized-mean", "Generalized-mean pooling (GeM)",
-                        "y_d = ((1/N) sum_n max(x_nd, epsilon)^p)^(1/p)",
-                        "Radenovic et al., 2017, Fine-tuning CNN Image Retrieval with No Human Annotation");
+  Info info =
+      pool_info("generalized-mean", "Generalized-mean pooling (GeM)", "y_d = ((1/N) sum_n max(x_nd, epsilon)^p)^(1/p)",
+                "Radenovic et al., 2017, Fine-tuning CNN Image Retrieval with No Human Annotation");
   info.examples = {R"({"width": 8})", R"({"width": 8, "p": 2.0, "learned": false})"};
   return info;
 }
@@ -131,9 +132,7 @@ void LogSumExpPool::Config::fields(Fields& f) {
   f("r", r, "sharpness, or where a learned one starts; not 0");
   f("learned", learned, "r is a weight");
 }
-void LogSumExpPool::Config::validate() const {
-  require(r != 0, "log-sum-exp", "r other than 0", "0");
-}
+void LogSumExpPool::Config::validate() const { require(r != 0, "log-sum-exp", "r other than 0", "0"); }
 
 Info LogSumExpPool::info() {
   Info info = pool_info("log-sum-exp", "Log-sum-exp pooling", "y_d = (1/r) log((1/N) sum_n exp(r x_nd))",

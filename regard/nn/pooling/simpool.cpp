@@ -33,7 +33,8 @@ at::Tensor shifted(const PoolTokens& tokens, const at::Tensor& z, bool over_batc
 struct QueriesAndKeys {
   at::Tensor q, k;  ///< (B, heads, 1, E) (B, heads, N, E)
 };
-QueriesAndKeys project(const SimPool::Config& config, const Weights& weights, const at::Tensor& u, const at::Tensor& z) {
+QueriesAndKeys project(const SimPool::Config& config, const Weights& weights, const at::Tensor& u,
+                       const at::Tensor& z) {
   const at::Tensor q = weights.linear(u, "wq").unflatten(-1, {config.heads, -1});
   if (config.qkv_bias) return {q.unsqueeze(2), split_heads(weights.linear(z, "wk"), config.heads)};
   const at::Tensor folded = at::einsum("bhe,hed->bhd", {q, weights["wk.weight"].unflatten(0, {config.heads, -1})});

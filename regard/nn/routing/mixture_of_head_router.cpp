@@ -25,7 +25,9 @@ at::Tensor balance(const at::Tensor& p, const at::Tensor& mask, const at::Tensor
   at::Tensor real = at::ones_like(p.detach().select(-1, 0));  // (B, N)
   if (padded.defined()) real = real.masked_fill(padded, 0);
   const at::Tensor count = context.total(real.sum()).clamp_min(1);
-  const auto mean = [&](const at::Tensor& t) { return context.total((t * real.unsqueeze(2)).flatten(0, 1).sum(0)) / count; };
+  const auto mean = [&](const at::Tensor& t) {
+    return context.total((t * real.unsqueeze(2)).flatten(0, 1).sum(0)) / count;
+  };
   const double choices = static_cast<double>(p.sym_size(-1).guard_int(__FILE__, __LINE__));
   return (mean(p) * mean(mask)).mean() * (choices * choices);
 }

@@ -37,7 +37,8 @@ at::Tensor landmarks_of(const Config& config, const at::Tensor& x, const Context
     if (positions.dim() == 1) positions = positions.unsqueeze(0);
     return positions.remainder(config.block()).eq(config.mem_freq);
   }
-  require(!config.topk || !context.decoding(), id, "regular landmarks with topk, whose blocks are of one size", "is_mem");
+  require(!config.topk || !context.decoding(), id, "regular landmarks with topk, whose blocks are of one size",
+          "is_mem");
   if (given.dim() != 2 || given.scalar_type() != at::kBool || given.sym_size(0) != x.sym_size(0) ||
       given.sym_size(1) != x.sym_size(1))
     fail(id, "is_mem (B, N) bool of the tokens of x " + describe(x), describe(given));
@@ -52,12 +53,13 @@ at::Tensor frequencies_of(const Config& config, const at::Tensor& q) {
   return config.parity ? exact.to(at::kFloat).to(exact.scalar_type()) : exact;
 }
 
-/// Random factors that depend on where an entry stands: 0 with probability p, else 1 / (1 - p). columns and queries int64.
+/// Random factors that depend on where an entry stands: 0 with probability p, else 1 / (1 - p). columns and queries
+/// int64.
 at::Tensor dropped(const at::Tensor& t, double p, const at::Tensor& seed, const at::Tensor& queries) {
-  const at::Tensor kept = ops::random_event(
-      1 - p, seed.to(t.device()),
-      {range(0, t.sym_size(0), t).view({-1, 1, 1, 1}), range(0, t.sym_size(1), t).view({1, -1, 1, 1}),
-       queries.view({1, 1, -1, 1}), range(0, t.sym_size(3), t).view({1, 1, 1, -1})});
+  const at::Tensor kept =
+      ops::random_event(1 - p, seed.to(t.device()),
+                        {range(0, t.sym_size(0), t).view({-1, 1, 1, 1}), range(0, t.sym_size(1), t).view({1, -1, 1, 1}),
+                         queries.view({1, 1, -1, 1}), range(0, t.sym_size(3), t).view({1, 1, 1, -1})});
   return t * kept.to(t.scalar_type()) * (1 / (1 - p));
 }
 
@@ -87,8 +89,8 @@ ops::WeightFunction masked_form(const Config& config, const Whole& whole) {
     keys.current = whole.section.index_select(1, query);
     keys.allowed = key <= query.unsqueeze(1);
     if (whole.segments.defined())
-      keys.allowed = at::logical_and(keys.allowed, whole.segments.slice_symint(0, 0, n) ==
-                                                       whole.segments.index_select(0, query).unsqueeze(1));
+      keys.allowed = at::logical_and(
+          keys.allowed, whole.segments.slice_symint(0, 0, n) == whole.segments.index_select(0, query).unsqueeze(1));
     at::Tensor weights = ops::landmark_softmax(stripe.scores, keys, factor_of(config, whole, query));
     if (whole.seed.defined()) weights = dropped(weights, config.attn_drop, whole.seed, query);
     return std::vector<at::Tensor>{weights};
@@ -107,7 +109,8 @@ at::Tensor flash_form(const Config& config, const Whole& whole, const at::Tensor
       options);
 }
 
-at::Tensor grouped_logits(const at::Tensor& logits, const at::Tensor& is_mem, const at::Tensor& x, const Config& config) {
+at::Tensor grouped_logits(const at::Tensor& logits, const at::Tensor& is_mem, const at::Tensor& x,
+                          const Config& config) {
   const c10::SymInt N = x.sym_size(1);
   const std::vector<c10::SymInt> shape = {x.sym_size(0), config.heads, N, N};
   if (!logits.defined() || logits.sym_sizes() != c10::SymIntArrayRef(shape))
@@ -136,7 +139,8 @@ at::Tensor Landmark::forward(const Config& config, const Weights& weights, const
   at::Tensor o;
   k = context.append("k", k);
   if (config.topk && context.decoding() && past > 0) {
-    require(!random && !context.wants("attn"), id, "fetched blocks without dropout and without the output attn", "one of them");
+    require(!random && !context.wants("attn"), id, "fetched blocks without dropout and without the output attn",
+            "one of them");
     o = landmark_retrieval(config, {q, k, v, past.guard_int(__FILE__, __LINE__), frequencies, scale});
   } else {
     Whole whole;
@@ -159,13 +163,14 @@ at::Tensor Landmark::forward(const Config& config, const Weights& weights, const
     options.block = path == Path::composite ? std::numeric_limits<int64_t>::max() : config.block_rows;
     options.causal = past;
     const bool regular = !context.input("is_mem").defined() && !whole.segments.defined() && !whole.seed.defined();
-    require(config.form != "flash" || regular, id, "regular landmarks in one sequence, without attn_drop, with form 'flash'",
-            "another call");
-    // Cached landmarks may have been given by an earlier call: only the form that reads them is sure. A recorded program
-    // keeps its length free in the mask form alone: how many blocks there are would bind it.
+    require(config.form != "flash" || regular, id,
+            "regular landmarks in one sequence, without attn_drop, with form 'flash'", "another call");
+    // Cached landmarks may have been given by an earlier call: only the form that reads them is sure. A recorded
+    // program keeps its length free in the mask form alone: how many blocks there are would bind it.
     const bool choose = config.form == "auto" && regular && !ops::traced(q) && (!context.decoding() || config.topk);
     const bool flash = config.form == "flash" || choose;
-    if (context.wants("attn")) context.output("attn", ops::stripe_weights(q, k, scale, masked_form(config, whole), {}, options));
+    if (context.wants("attn"))
+      context.output("attn", ops::stripe_weights(q, k, scale, masked_form(config, whole), {}, options));
     o = flash ? flash_form(config, whole, q, k, v, scale, options)
               : ops::stripe_attention(q, k, v, scale, masked_form(config, whole), {}, options)[0];
   }

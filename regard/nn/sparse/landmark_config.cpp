@@ -83,16 +83,18 @@ Info Landmark::info() {
   info.title = "A softmax in two levels: landmarks compete, their weight is shared out inside their blocks";
   info.equation = "y = concat_h(sum_{s here} p_s v_s + sum_{past b} p_b sum_{s in b} softmax_b(s) v_s) Wo";
   info.paper = "Mohtashami and Jaggi, 2023, Landmark Attention: Random-Access Infinite Context Length for Transformers";
-  info.inputs = {{"is_mem", "(B, N) bool: landmarks among the tokens of x; default every (mem_freq + 1)-th"},
-                 {"lengths", "(B) int64: tokens of each row of x; the rest is padding and gives zeros"},
-                 {"logits", "(B, H, N, N): logits that go through the softmax for the output `probs`, and nothing else"}};
+  info.inputs = {
+      {"is_mem", "(B, N) bool: landmarks among the tokens of x; default every (mem_freq + 1)-th"},
+      {"lengths", "(B) int64: tokens of each row of x; the rest is padding and gives zeros"},
+      {"logits", "(B, H, N, N): logits that go through the softmax for the output `probs`, and nothing else"}};
   info.outputs = {{"attn", "(B, H, M, N): the weights, formed in full"},
                   {"probs", "(B, H, N, N): the two-level softmax of the input `logits`"}};
   info.examples = {R"({"width": 8, "heads": 2, "mem_freq": 3, "block_rows": 3})",
                    R"({"width": 8, "heads": 2, "mem_freq": 2, "form": "mask", "bias": true, "block_rows": 2})",
                    R"({"width": 8, "heads": 4, "mem_freq": 1, "rope": false, "scale": 0.8})"};
-  info.golden.config = {{"D", "width"}, {"H", "heads"}, {"B", ""}, {"T", ""}, {"landmark_offset", ""},
-                        {"rope_base", "rope_theta"}, {"n_embd", "width"}, {"n_head", "heads"}};
+  info.golden.config = {{"D", "width"},      {"H", "heads"},          {"B", ""},
+                        {"T", ""},           {"landmark_offset", ""}, {"rope_base", "rope_theta"},
+                        {"n_embd", "width"}, {"n_head", "heads"}};
   info.golden.fixed = R"({"parity": true})";
   info.golden.inputs = {{"aux.*", ""}};
   info.golden.outputs = {{"y", ""}, {"probs", "probs"}};

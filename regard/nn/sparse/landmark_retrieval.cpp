@@ -25,7 +25,9 @@ struct Places {
   int64_t unfinished = 0;  ///< tokens of the block that earlier calls left open
   int64_t start() const { return std::min(blocks, chosen + 1) * block; }  ///< position of the first of these
   /// Place of each finished block, by age: 1 .. chosen for the newest, 0 for all older ones.
-  at::Tensor slots(const at::Tensor& like) const { return (range(0, blocks, like) - (blocks - chosen - 1)).clamp_min(0); }
+  at::Tensor slots(const at::Tensor& like) const {
+    return (range(0, blocks, like) - (blocks - chosen - 1)).clamp_min(0);
+  }
 };
 
 /// (B, H, M, chosen) int64, ascending: which blocks each query fetches. A choice: nothing is differentiated.
@@ -63,7 +65,8 @@ ops::LandmarkKeys keys_of(const Places& places, const at::Tensor& row, int64_t l
 
 int64_t rows_of(const LandmarkChunk& chunk, int64_t keys) {
   constexpr int64_t entries = int64_t{1} << 22;  // of the fetched keys, the largest tensors
-  return std::max<int64_t>(1, entries / std::max<int64_t>(1, chunk.q.size(0) * chunk.q.size(1) * chunk.q.size(3) * keys));
+  return std::max<int64_t>(1,
+                           entries / std::max<int64_t>(1, chunk.q.size(0) * chunk.q.size(1) * chunk.q.size(3) * keys));
 }
 
 }  // namespace
@@ -89,11 +92,13 @@ at::Tensor landmark_retrieval(const Landmark::Config& config, const LandmarkChun
     const at::Tensor own = rows.of(in[0], 2), chosen = rows.of(choice, 2);
     // The r-th block fetched lies at r b, one place later if it is among the newest.
     const at::Tensor later = (slots.take(chosen) > 0).to(at::kLong) * places.block;
-    const at::Tensor positions = at::repeat_interleave(later, places.block, -1) + range(0, places.chosen * places.block, choice);
+    const at::Tensor positions =
+        at::repeat_interleave(later, places.block, -1) + range(0, places.chosen * places.block, choice);
     const at::Tensor far = turned(chunk, fetched(in[1], chosen, places.block), positions);
     const at::Tensor values = fetched(in[2], chosen, places.block);
-    const at::Tensor logits = at::cat({at::matmul(far, own.unsqueeze(-1)).squeeze(-1),
-                                       at::matmul(own, in[3].transpose(-2, -1))}, -1) * chunk.scale;
+    const at::Tensor logits =
+        at::cat({at::matmul(far, own.unsqueeze(-1)).squeeze(-1), at::matmul(own, in[3].transpose(-2, -1))}, -1) *
+        chunk.scale;
     const at::Tensor row = rows.index(choice.options()) + places.unfinished;
     const at::Tensor weights = ops::landmark_softmax(logits, keys_of(places, row, local));
     const auto parts = weights.split_with_sizes({places.chosen * places.block, local}, -1);
@@ -101,7 +106,8 @@ at::Tensor landmark_retrieval(const Landmark::Config& config, const LandmarkChun
   };
   const std::vector<at::Tensor> inputs = {q, chunk.k.slice(2, 0, stored), chunk.v.slice(2, 0, stored), k,
                                           chunk.v.slice(2, stored)};
-  const int64_t block = config.block_rows > 0 ? config.block_rows : rows_of(chunk, places.chosen * places.block + local);
+  const int64_t block =
+      config.block_rows > 0 ? config.block_rows : rows_of(chunk, places.chosen * places.block + local);
   return ops::run_stripes(M, block, inputs, stripe, {ops::Combine::concatenate(2)})[0];
 }
 

@@ -34,7 +34,8 @@ at::Tensor moba_choice(const at::Tensor& q, const MobaLayout& layout, int64_t to
 AttentionOutput moba_attend(const at::Tensor& q, const MobaLayout& layout, const at::Tensor& choice,
                             std::optional<double> scale, const std::string& path);
 
-/// The same choice as an expression: capture NAME[batch, head, row, block of the key], from (B, H, M, blocks + 1) booleans.
+/// The same choice as an expression: capture NAME[batch, head, row, block of the key], from (B, H, M, blocks + 1)
+/// booleans.
 at::Tensor moba_chosen(const MobaLayout& layout, const at::Tensor& choice);
 
 /// The op on packed tokens: q (T, H, Dh), k (T, Hk, Dh), v (T, Hk, Dv), cu_seqlens (S + 1) int; o (T, H, Dv).
