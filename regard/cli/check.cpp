@@ -70,7 +70,7 @@ int run_check(const Options& options) {
     const json parsed = json::parse(report);
     passed = passed && parsed.value("passed", false);
     // A partial check would overwrite a full one.
-    if (options.theorems.empty() && mechanism(id).info().family != "foreign") keep(id, report);
+    if (options.theorems.empty() && mechanism(id).listed()) keep(id, report);
     reports.push_back(parsed);
     if (options.json != "-") {
       fmt::print("{}\n", check_table(report));

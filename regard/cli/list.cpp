@@ -100,7 +100,6 @@ void list(const std::string& role, const std::string& file) {
   json all = json::parse(registry_json()), shown = json::array();
   for (auto& mechanism : all) {
     if (!role.empty() && mechanism["role"] != role) continue;
-    if (mechanism["family"] == "foreign") continue;  // of a file that was checked in this process
     mechanism["check"] = report_of(mechanism["id"]);
     mechanism["capabilities"] = capabilities(mechanism["check"]);
     shown.push_back(mechanism);

@@ -87,6 +87,7 @@ class ForeignMechanism final : public Mechanism {
     return fields;
   }
   std::string default_config() const override { return foreign_->config.dump(); }
+  bool listed() const override { return false; }  // somebody's file, checked in this process
 
  private:
   std::shared_ptr<const Foreign> foreign_;

@@ -118,11 +118,12 @@ class Mechanism {
   virtual std::shared_ptr<const Instance> configure(const std::string& config_json) const = 0;
   virtual std::vector<ConfigField> config_fields() const = 0;  ///< in declared order
   virtual std::string default_config() const = 0;              ///< JSON
+  virtual bool listed() const { return true; }                 ///< whether the catalogue names it
 };
 
 // The registry.
 const Mechanism& mechanism(const std::string& id);              ///< throws with the nearest name
-std::vector<const Mechanism*> mechanisms();                     ///< sorted by family, then id
+std::vector<const Mechanism*> mechanisms();                     ///< those listed, by family, then id
 void register_mechanism(std::unique_ptr<Mechanism> mechanism);  ///< throws when the id is taken
 void load_plugin(const std::string& library);                   ///< opens a shared library that registers more
 std::string registry_json();

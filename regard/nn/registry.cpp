@@ -168,7 +168,8 @@ const Mechanism& mechanism(const std::string& id) {
   const auto it = all.by_id.find(id);
   if (it != all.by_id.end()) return *it->second;
   std::vector<std::string> ids;
-  for (const auto& [known, unused] : all.by_id) ids.push_back(known);
+  for (const auto& [known, mechanism] : all.by_id)
+    if (mechanism->listed()) ids.push_back(known);
   fail("mechanism", "an id among " + quoted_list(ids), "'" + id + "'" + suggestion(id, ids));
 }
 
@@ -176,7 +177,8 @@ std::vector<const Mechanism*> mechanisms() {
   Registry& all = opened_registry();
   const std::lock_guard lock(all.mutex);
   std::vector<const Mechanism*> list;
-  for (const auto& [id, mechanism] : all.by_id) list.push_back(mechanism.get());
+  for (const auto& [id, mechanism] : all.by_id)
+    if (mechanism->listed()) list.push_back(mechanism.get());
   std::stable_sort(list.begin(), list.end(),
                    [](const Mechanism* a, const Mechanism* b) { return a->info().family < b->info().family; });
   return list;

@@ -180,11 +180,14 @@ def test_interruption_keeps_what_has_finished(tmp_path):
 
 
 def test_python_keeps_its_interrupt_handler(tmp_path):
-    before = signal.getsignal(signal.SIGINT)
-    arena(tmp_path, "--mixers", "poolformer", "--pools", "mean", "--seeds", "1", "--run", str(tmp_path / "run"))
-    assert signal.getsignal(signal.SIGINT) is before
-    with pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        arena(tmp_path, "--mixers", "poolformer", "--pools", "mean", "--seeds", "1", "--run", str(tmp_path / "run"))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_configurations_of_mechanisms(tmp_path, capfd):
