@@ -37,28 +37,37 @@ struct Operand {
   T* k_gradient = nullptr;
 };
 
-/// One call. T is float or double; statistics and accumulators are T.
-template <class T>
+/// Floats of 16 bits, as they lie in memory.
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
+/// One call. T is float or double, in which everything is computed; S is how q, k, v and o are stored: T itself, or
+/// bfloat16 or float16 with T = float.
+template <class T, class S = T>
 struct Attention {
   int64_t B = 0, H = 0, Hk = 0, M = 0, N = 0, Dh = 0, Dv = 0;
   int64_t query_offset = 0;
   double scale = 1;
   const AttentionSpec* spec = nullptr;       ///< resolved, softmax, without pair outputs and dropout
-  Array4<const T> q, k, v;                   ///< (B,H,M,Dh) (B,Hk,N,Dh) (B,Hk,N,Dv)
+  Array4<const S> q, k, v;                   ///< (B,H,M,Dh) (B,Hk,N,Dh) (B,Hk,N,Dv)
   std::vector<Capture> captures;             ///< in the order of spec->captures()
   std::vector<Operand<T>> operands;          ///< in the order of spec->operands()
   const T* sinks = nullptr;                  ///< contiguous (H, S)
   int64_t sink_count = 0;
-  Array4<T> o;                               ///< (B,H,M,Dv), written
+  Array4<S> o;                               ///< (B,H,M,Dv), written
   T* lse = nullptr;                          ///< contiguous (B,H,M), natural logarithm; -inf for a row without keys
 };
 
 /// What the backward adds. Gradients are contiguous and zeroed by the caller; any may be null (not wanted).
-template <class T>
+template <class T, class S = T>
 struct AttentionGradient {
-  Array4<const T> grad_o;                    ///< (B,H,M,Dv)
+  Array4<const S> grad_o;                    ///< (B,H,M,Dv)
   const T* grad_lse = nullptr;               ///< contiguous (B,H,M), or null for zero
-  Array4<const T> o;                         ///< the forward's output
+  Array4<const S> o;                         ///< the forward's output
   const T* lse = nullptr;                    ///< the forward's, contiguous (B,H,M)
   T* q = nullptr;                            ///< (B,H,M,Dh)
   T* k = nullptr;                            ///< (B,Hk,N,Dh)
