@@ -1,0 +1,84 @@
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "regard/kernels/cpu/evaluator.h"
+#include "regard/kernels/cpu/few_queries_chunks.h"
+#include "regard/kernels/cpu/few_queries_kernels.h"
+#include "regard/kernels/cpu/few_queries_storage.h"
+
+namespace regard::kernels {
+
+/// Up to a multiple of kLaneUnit.
+inline int64_t padded(int64_t width) { return (width + kLaneUnit - 1) / kLaneUnit * kLaneUnit; }
+
+/// What forward and backward derive from a call. Row r of a key head is query r % M of the group's head r / M.
+template <class T, class S>
+struct FewPlan {
+  FewPlan(const Attention<T, S>& call, bool backward);
+
+  const Attention<T, S>& call;
+  PairExpressions pairs;
+  PairSpace space;
+  std::shared_ptr<const Programs> programs;  ///< keys in the lanes
+  std::vector<Reading> open, masked;         ///< their reads bound to the call's tensors
+  bool plain = false;                        ///< score is scale * dot and weight 1: no program where all is kept
+  int64_t group = 1, rows = 1;               ///< query heads of a key head; group * M
+  T factor = 1;                              ///< multiplied onto packed queries: scale log2(e), or 1
+  T unit = 1;                                ///< of scores, in base-2 logarithms
+  KeyChunks chunks;
+};
+
+/// The rows of a (batch, key head), in T, padded. `to`: (rows x padded(width)).
+template <class T, class S>
+void pack_rows(const FewPlan<T, S>& plan, const Array4<const S>& array, int64_t batch, int64_t key_head, int64_t width,
+               T factor, T* to);
+
+/// The scores of one block of keys at a time, for all rows of one (batch, key head).
+template <class T, class S>
+class FewTile {
+ public:
+  FewTile(const FewPlan<T, S>& plan, Arena& arena);
+
+  void begin(int64_t batch, int64_t key_head);
+  /// Multiplies the dots of the block and runs the program on it. `next`: the block after it, or null.
+  void enter(const KeyBlock& block, const KeyBlock* next);
+
+  const T* queries() const { return queries_; }
+  FewRow<T> row(int64_t r) const { return view_[r]; }
+  FewArray keys() const { return keys_; }
+  FewArray values() const { return values_; }
+  /// What to fetch while the block's values are read: the next block's keys.
+  FewAhead after_values() const { return ahead(next_keys_, plan_.call.Dv); }
+  FewAhead after_keys() const { return ahead(values_, plan_.call.Dh); }
+  bool masked() const { return block_.masked; }
+  const KeyBlock& block() const { return block_; }
+  /// d score / d dot and d weight / d dot of a row; null for zero.
+  const T* score_slope(size_t dot, int64_t r) const { return slope(dot, r, true); }
+  const T* weight_slope(size_t dot, int64_t r) const { return slope(dot, r, false); }
+  bool runs_program() const { return !plan_.plain || block_.masked; }
+  bool keeps(int64_t r, int64_t j) const { return view_[r].keep == nullptr || view_[r].keep[j] != 0; }
+  bool counts(int64_t r, int64_t j) const {
+    return view_[r].counted == nullptr ? keeps(r, j) : view_[r].counted[j] != 0;
+  }
+
+ private:
+  void multiply();
+  void run_programs();
+  FewArray array_of(const Array4<const S>& array, int64_t first, int64_t count, int64_t width, T* copy) const;
+  FewAhead ahead(const FewArray& next, int64_t width) const;
+  const T* slope(size_t dot, int64_t r, bool score) const;
+
+  const FewPlan<T, S>& plan_;
+  int64_t batch_ = 0, key_head_ = 0;
+  KeyBlock block_;
+  FewArray keys_, values_, next_keys_;
+  T *queries_ = nullptr, *key_copy_ = nullptr, *value_copy_ = nullptr;
+  std::vector<T*> scores_, head_scores_;                          // of each dot, (rows x kLanes)
+  std::vector<std::unique_ptr<TileEvaluator<T>>> open_, masked_;  // of each head of the group
+  std::vector<char> steps_begun_;                                 // of each evaluator, open ones first
+  FewRow<T> view_[kFewRows];
+};
+
+}  // namespace regard::kernels
