@@ -26,6 +26,10 @@ set_source_files_properties("${PROJECT_SOURCE_DIR}/regard/base/version.cpp"
 # their IEEE meaning (no -ffast-math); only errno and floating-point traps are given up.
 # Compilers for other processors know no such options; without them these sources are empty.
 string(REGEX MATCH "x86_64|AMD64" REGARD_X86 "${CMAKE_SYSTEM_PROCESSOR}")
+include(CheckCXXCompilerFlag)
+if(REGARD_X86)
+  check_cxx_compiler_flag("-mavx512bf16 -mamx-tile -mamx-bf16" REGARD_COMPILES_AMX)
+endif()
 foreach(file IN LISTS REGARD_KERNEL_SOURCES)
   if(NOT file MATCHES "/regard/kernels/")
     continue()
@@ -36,6 +40,9 @@ foreach(file IN LISTS REGARD_KERNEL_SOURCES)
     list(APPEND options -mavx2 -mfma -mf16c)
   elseif(REGARD_X86 AND file MATCHES "_avx512\\.cpp$")
     list(APPEND options -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512)
+  elseif(REGARD_X86 AND REGARD_COMPILES_AMX AND file MATCHES "/amx_bf16\\.cpp$")
+    list(APPEND options -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mamx-tile -mamx-bf16 -mfma
+                        -mprefer-vector-width=512)
   endif()
   set_source_files_properties("${file}" PROPERTIES COMPILE_OPTIONS "${options}")
 endforeach()

@@ -88,7 +88,8 @@ void attention_forward(const Attention<T>& call);
 template <class T>
 void attention_backward(const Attention<T>& call, const AttentionGradient<T>& gradient);
 
-/// The instruction set that the dispatcher chose: "avx512", "avx2" or "baseline". REGARD_ISA forces a lower one.
+/// The instruction set that the dispatcher chose: "amx" (AVX-512, and tiles for bfloat16), "avx512", "avx2" or
+/// "baseline". REGARD_ISA forces a lower one.
 std::string isa();
 
 }  // namespace regard::kernels

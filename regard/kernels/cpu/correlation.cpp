@@ -38,7 +38,7 @@ template <class T>
 const CorrelationPrimitives<T>& primitives_of_isa() {
 #if defined(__x86_64__)
   const std::string chosen = isa();
-  if (chosen == "avx512") return pick<T>(avx512::correlation_floats, avx512::correlation_doubles);
+  if (chosen == "avx512" || chosen == "amx") return pick<T>(avx512::correlation_floats, avx512::correlation_doubles);
   if (chosen == "avx2") return pick<T>(avx2::correlation_floats, avx2::correlation_doubles);
 #endif
   return pick<T>(baseline::correlation_floats, baseline::correlation_doubles);

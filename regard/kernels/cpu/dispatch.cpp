@@ -41,6 +41,7 @@ const Choice kChoices[] = {
 #if defined(__x86_64__)
     {"avx2", &avx2::floats, &avx2::doubles},
     {"avx512", &avx512::floats, &avx512::doubles},
+    {"amx", &avx512::floats, &avx512::doubles},  // and tiles for bfloat16; see amx.h
 #endif
 };
 
@@ -50,7 +51,7 @@ const Choice* widest_supported() {
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (has_avx2 && has_avx512) return &kChoices[2];
+  if (has_avx2 && has_avx512) return &kChoices[amx_usable() ? 3 : 2];
   if (has_avx2) return &kChoices[1];
 #endif
   return &kChoices[0];
@@ -61,7 +62,7 @@ const Choice* named(const std::string& name) {
   for (const Choice& choice : kChoices) {
     if (name == choice.name) return &choice;
   }
-  fail("REGARD_ISA", "baseline, avx2 or avx512", "'" + name + "'");
+  fail("REGARD_ISA", "baseline, avx2, avx512 or amx", "'" + name + "'");
 }
 
 std::atomic<const Choice*>& choice() {

@@ -8,4 +8,7 @@ namespace regard::kernels {
 /// for an unknown name. Not while a call runs.
 bool use_isa(const std::string& name);
 
+/// Whether the processor has AMX bf16 and the operating system lets this process use its tiles.
+bool amx_usable();
+
 }  // namespace regard::kernels
