@@ -80,7 +80,7 @@ __attribute__((target("avx2,fma"))) double fma_avx2(int64_t rounds) {
 __attribute__((target("avx512f,avx512bf16"))) double bf16_dot(int64_t rounds) {
   __m512 sums[24];
 #pragma GCC unroll 24
-  for (int i = 0; i < 24; ++i) sums[i] = _mm512_setzero_ps();
+  for (int i = 0; i < 24; ++i) sums[i] = _mm512_set1_ps(static_cast<float>(i));
   const __m512bh a = (__m512bh)_mm512_set1_epi16(0x3f80), b = (__m512bh)_mm512_set1_epi16(0x3c00);
   for (int64_t r = 0; r < rounds; ++r) {
 #pragma GCC unroll 24

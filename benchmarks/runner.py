@@ -36,7 +36,7 @@ QUICK_FLOPS = 6e10  # --quick leaves larger cases out
 
 def is_large(case: Case) -> bool:
     """Whether --quick leaves the case out; causal and sparse ones are counted whole."""
-    return case_inputs.flops(case, case.M * case.N) > QUICK_FLOPS or case.rotate and case.M * case.N > 1000
+    return case_inputs.flops(case, case.M * case.N) > QUICK_FLOPS
 
 
 def run(case: Case, settings: Settings, probe: machine.Probe) -> dict:
