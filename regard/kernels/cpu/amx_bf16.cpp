@@ -17,7 +17,7 @@ namespace {
 #include "regard/kernels/cpu/amx_pack.inl"
 #include "regard/kernels/cpu/amx_pointwise.inl"
 
-constexpr AmxKernels table{begin, end, multiply, pack, finite, absorb, chain, write};
+constexpr AmxKernels table{begin, end, multiply, pack, finite, row_dots, absorb, chain, write};
 
 }  // namespace
 

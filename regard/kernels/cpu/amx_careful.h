@@ -19,4 +19,17 @@ struct CarefulOutput {
 };
 void careful_output(const CarefulOutput& c);
 
+/// The chain rule and its products for some queries and a block of keys, into the sums of a BackwardTask.
+struct CarefulGradient {
+  const AmxCall* call = nullptr;
+  const AmxGradient* gradient = nullptr;
+  const AmxReach* reach = nullptr;
+  int64_t batch = 0, head = 0, key_head = 0;
+  int64_t query = 0, queries = 0, key = 0, keys = 0;
+  const float *lse = nullptr, *delta = nullptr;  ///< of the queries; lse base 2
+  float *dk = nullptr, *dv = nullptr;            ///< [16 keys][width / 16] tiles
+  float* dq = nullptr;                           ///< [panel][Dh][16 queries], or null
+};
+void careful_gradient(const CarefulGradient& c);
+
 }  // namespace regard::kernels

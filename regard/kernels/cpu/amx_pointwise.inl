@@ -133,3 +133,22 @@ void chain(const PairChain& c) {
   for (; j < c.open; j += 2) chain_pair<false>(c, lanes, j);
   for (; j < c.keys; j += 2) chain_pair<true>(c, lanes, j);
 }
+
+/// The even elements of 32 bf16 as floats, and the odd ones.
+__m512 even_floats(__m512i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
+__m512 odd_floats(__m512i x) {
+  return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000))));
+}
+
+void row_dots(const RowDots& p) {
+  for (int64_t r = 0; r < p.rows; ++r) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t c = 0; c < p.columns; c += kTileDepth) {
+      const __m512i a = load_row(p.a + r * p.a_row + c * p.a_column, p.a_column, p.columns - c);
+      const __m512i b = load_row(p.b + r * p.b_row + c * p.b_column, p.b_column, p.columns - c);
+      sum = _mm512_fmadd_ps(even_floats(a), even_floats(b), sum);
+      sum = _mm512_fmadd_ps(odd_floats(a), odd_floats(b), sum);
+    }
+    p.out[r] = _mm512_reduce_add_ps(sum);
+  }
+}

@@ -96,6 +96,14 @@ struct PanelOut {
   float* floats = nullptr;  ///< or added to: contiguous rows of `width`
 };
 
+/// out[r] = sum_c a[r][c] b[r][c], strides in elements.
+struct RowDots {
+  const uint16_t *a = nullptr, *b = nullptr;
+  int64_t a_row = 0, a_column = 0, b_row = 0, b_column = 0;
+  int64_t rows = 0, columns = 0;
+  float* out = nullptr;
+};
+
 /// What the source compiled for AMX provides. Tiles are used between `begin` and `end` alone, on one thread.
 struct AmxKernels {
   void (*begin)();
@@ -103,6 +111,7 @@ struct AmxKernels {
   void (*multiply)(const TileProduct&);
   void (*pack)(const TilePack&);
   bool (*finite)(const uint16_t* data, int64_t row, int64_t column, int64_t rows, int64_t columns);
+  void (*row_dots)(const RowDots&);
   void (*absorb)(const PanelAbsorb&);
   void (*chain)(const PairChain&);
   void (*write)(const PanelOut&);
