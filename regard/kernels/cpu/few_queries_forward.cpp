@@ -86,13 +86,12 @@ class FewForward {
     FewSums<T> one = all;
     one.ahead = {};
     one.row_count = one.count = 1;
-    const int64_t size = all.values.storage == Storage::same ? sizeof(T) : sizeof(S);
     for (int64_t r = 0; r < plan_.rows; ++r) {
       one.sums = all.sums + r * all.sum_stride;
       for (int64_t j = 0; j < all.count; ++j) {
         if (!tile.keeps(r, j)) continue;
         one.weights = all.weights + r * kLanes + j;
-        one.values.data = static_cast<const char*>(all.values.data) + j * all.values.stride * size;
+        one.values = part_of<T, S>(all.values, j, 0);
         few_primitives<T>().sums[static_cast<int>(all.values.storage)](one);
       }
     }

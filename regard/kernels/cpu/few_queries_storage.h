@@ -54,4 +54,12 @@ S stored(T value) {
   }
 }
 
+/// The same array from row `row` and column `column` on. S: what an array that is not of T holds.
+template <class T, class S>
+FewArray part_of(FewArray array, int64_t row, int64_t column) {
+  const int64_t size = array.storage == Storage::same ? sizeof(T) : sizeof(S);
+  array.data = static_cast<const char*>(array.data) + (row * array.stride + column) * size;
+  return array;
+}
+
 }  // namespace regard::kernels

@@ -13,20 +13,6 @@ namespace {
 /// would push itself out.
 constexpr int64_t kAheadBytes = 8192, kLeastAhead = 4, kMostAhead = 32;
 
-/// The call without its arrays, for checks that do not look at them.
-template <class T, class S>
-Attention<T> sizes_of(const Attention<T, S>& call) {
-  Attention<T> sizes;
-  sizes.B = call.B, sizes.H = call.H, sizes.Hk = call.Hk, sizes.M = call.M, sizes.N = call.N;
-  sizes.Dh = call.Dh, sizes.Dv = call.Dv;
-  sizes.query_offset = call.query_offset;
-  sizes.scale = call.scale;
-  sizes.spec = call.spec;
-  sizes.sinks = call.sinks;
-  sizes.sink_count = call.sink_count;
-  return sizes;
-}
-
 template <class T, class S>
 const Attention<T, S>& checked(const Attention<T, S>& call) {
   check_call(sizes_of(call));
@@ -53,18 +39,27 @@ FewPlan<T, S>::FewPlan(const Attention<T, S>& attention, bool backward)
     programs = cached_programs(pairs, Side::keys, backward, {});
     open = bind_reads(programs->open, call.captures, space);
     masked = bind_reads(programs->masked, call.captures, space);
-    for (const Expr& dot : programs->dots) check_dot(dot.node(), call.Dh, call.H, call.H);
+  }
+  if (plain) {
+    dots.push_back({0, call.Dh});
+  } else {
+    for (const Expr& dot : programs->dots) {
+      const Node& node = dot.node();
+      check_dot(node, call.Dh, call.H, call.H);
+      dots.push_back({node.begin, (node.end < 0 ? call.Dh : node.end) - node.begin});
+    }
   }
   factor = plain ? static_cast<T>(call.scale * std::numbers::log2e) : T(1);
   unit = plain ? T(1) : std::numbers::log2e_v<T>;
 }
 
 template <class T, class S>
-void pack_rows(const FewPlan<T, S>& plan, const Array4<const S>& array, int64_t batch, int64_t key_head, int64_t width,
+void pack_rows(const FewPlan<T, S>& plan, const Array4<const S>& array, int64_t batch, int64_t key_head, FewDot columns,
                T factor, T* to) {
-  const int64_t M = plan.call.M, stride = padded(width);
+  const int64_t M = plan.call.M, width = columns.width, stride = padded(width);
   for (int64_t r = 0; r < plan.rows; ++r, to += stride) {
-    const S* from = array.data + batch * array.batch + (key_head * plan.group + r / M) * array.head + r % M * array.row;
+    const S* from = array.data + batch * array.batch + (key_head * plan.group + r / M) * array.head +
+                    r % M * array.row + columns.begin * array.column;
     for (int64_t d = 0; d < width; ++d) to[d] = element<T>(from[d * array.column]) * factor;
     std::fill(to + width, to + stride, T(0));
   }
@@ -73,12 +68,13 @@ void pack_rows(const FewPlan<T, S>& plan, const Array4<const S>& array, int64_t 
 template <class T, class S>
 FewTile<T, S>::FewTile(const FewPlan<T, S>& plan, Arena& arena) : plan_(plan) {
   const auto& call = plan.call;
-  queries_ = arena.take<T>(plan.rows * padded(call.Dh));
   if (call.k.column != 1) key_copy_ = arena.take<T>(kLanes * padded(call.Dh));
   if (call.v.column != 1) value_copy_ = arena.take<T>(kLanes * padded(call.Dv));
-  const size_t dots = plan.plain ? 1 : plan.programs->dots.size();
-  for (size_t d = 0; d < dots; ++d) scores_.push_back(arena.take<T>(plan.rows * kLanes));
-  head_scores_.resize(std::max<size_t>(dots, 1));
+  for (const FewDot& dot : plan.dots) {
+    queries_.push_back(arena.take<T>(plan.rows * padded(dot.width)));
+    scores_.push_back(arena.take<T>(plan.rows * kLanes));
+  }
+  head_scores_.resize(plan.dots.size());
   if (plan.programs == nullptr) return;
   for (int64_t g = 0; g < plan.group; ++g) {
     if (!plan.plain) {
@@ -94,7 +90,9 @@ template <class T, class S>
 void FewTile<T, S>::begin(int64_t batch, int64_t key_head) {
   batch_ = batch;
   key_head_ = key_head;
-  pack_rows(plan_, plan_.call.q, batch, key_head, plan_.call.Dh, plan_.factor, queries_);
+  for (size_t d = 0; d < queries_.size(); ++d) {
+    pack_rows(plan_, plan_.call.q, batch, key_head, plan_.dots[d], plan_.factor, queries_[d]);
+  }
   steps_begun_.assign(open_.size() + masked_.size(), 0);
 }
 
@@ -137,23 +135,14 @@ void FewTile<T, S>::enter(const KeyBlock& block, const KeyBlock* next) {
 template <class T, class S>
 void FewTile<T, S>::multiply() {
   for (size_t d = 0; d < scores_.size(); ++d) {
-    const auto& call = plan_.call;
-    int64_t begin = 0, end = call.Dh;
-    if (!plan_.plain) {
-      const Node& node = plan_.programs->dots[d].node();
-      begin = node.begin;
-      end = node.end < 0 ? call.Dh : node.end;
-    }
     FewScores<T> x;
-    x.rows = queries_ + begin;
-    x.row_stride = padded(call.Dh);
+    x.rows = queries_[d];
+    x.row_stride = padded(plan_.dots[d].width);
     x.row_count = plan_.rows;
-    x.keys = keys_;
-    const int64_t element_size = x.keys.storage == Storage::same ? sizeof(T) : sizeof(S);
-    x.keys.data = static_cast<const char*>(keys_.data) + begin * element_size;
+    x.keys = part_of<T, S>(keys_, 0, plan_.dots[d].begin);
     x.ahead = after_keys();
     x.count = block_.count;
-    x.width = end - begin;
+    x.width = plan_.dots[d].width;
     x.scores = scores_[d];
     few_primitives<T>().scores[static_cast<int>(keys_.storage)](x);
   }
@@ -196,7 +185,7 @@ const T* FewTile<T, S>::slope(size_t dot, int64_t r, bool score) const {
 #define REGARD_INSTANTIATE(T, S) \
   template struct FewPlan<T, S>; \
   template class FewTile<T, S>;  \
-  template void pack_rows(const FewPlan<T, S>&, const Array4<const S>&, int64_t, int64_t, int64_t, T, T*);
+  template void pack_rows(const FewPlan<T, S>&, const Array4<const S>&, int64_t, int64_t, FewDot, T, T*);
 REGARD_INSTANTIATE(float, float)
 REGARD_INSTANTIATE(float, bfloat16)
 REGARD_INSTANTIATE(float, float16)

@@ -13,6 +13,25 @@ namespace regard::kernels {
 /// Up to a multiple of kLaneUnit.
 inline int64_t padded(int64_t width) { return (width + kLaneUnit - 1) / kLaneUnit * kLaneUnit; }
 
+/// The call without its arrays, for checks that do not look at them.
+template <class T, class S>
+Attention<T> sizes_of(const Attention<T, S>& call) {
+  Attention<T> sizes;
+  sizes.B = call.B, sizes.H = call.H, sizes.Hk = call.Hk, sizes.M = call.M, sizes.N = call.N;
+  sizes.Dh = call.Dh, sizes.Dv = call.Dv;
+  sizes.query_offset = call.query_offset;
+  sizes.scale = call.scale;
+  sizes.spec = call.spec;
+  sizes.sinks = call.sinks;
+  sizes.sink_count = call.sink_count;
+  return sizes;
+}
+
+/// The columns [begin, begin + width) of q and k that a dot multiplies.
+struct FewDot {
+  int64_t begin = 0, width = 0;
+};
+
 /// What forward and backward derive from a call. Row r of a key head is query r % M of the group's head r / M.
 template <class T, class S>
 struct FewPlan {
@@ -22,17 +41,18 @@ struct FewPlan {
   PairExpressions pairs;
   PairSpace space;
   std::shared_ptr<const Programs> programs;  ///< keys in the lanes
-  std::vector<Reading> open, masked;         ///< their reads bound to the call's tensors
-  bool plain = false;                        ///< score is scale * dot and weight 1: no program where all is kept
-  int64_t group = 1, rows = 1;               ///< query heads of a key head; group * M
-  T factor = 1;                              ///< multiplied onto packed queries: scale log2(e), or 1
-  T unit = 1;                                ///< of scores, in base-2 logarithms
+  std::vector<FewDot> dots;
+  std::vector<Reading> open, masked;  ///< their reads bound to the call's tensors
+  bool plain = false;                 ///< score is scale * dot and weight 1: no program where all is kept
+  int64_t group = 1, rows = 1;        ///< query heads of a key head; group * M
+  T factor = 1;                       ///< multiplied onto packed queries: scale log2(e), or 1
+  T unit = 1;                         ///< of scores, in base-2 logarithms
   KeyChunks chunks;
 };
 
-/// The rows of a (batch, key head), in T, padded. `to`: (rows x padded(width)).
+/// Columns [begin, begin + width) of the rows of a (batch, key head), in T. `to`: (rows x padded(width)).
 template <class T, class S>
-void pack_rows(const FewPlan<T, S>& plan, const Array4<const S>& array, int64_t batch, int64_t key_head, int64_t width,
+void pack_rows(const FewPlan<T, S>& plan, const Array4<const S>& array, int64_t batch, int64_t key_head, FewDot columns,
                T factor, T* to);
 
 /// The scores of one block of keys at a time, for all rows of one (batch, key head).
@@ -45,7 +65,7 @@ class FewTile {
   /// Multiplies the dots of the block and runs the program on it. `next`: the block after it, or null.
   void enter(const KeyBlock& block, const KeyBlock* next);
 
-  const T* queries() const { return queries_; }
+  const T* queries(size_t dot) const { return queries_[dot]; }  ///< packed rows
   FewRow<T> row(int64_t r) const { return view_[r]; }
   FewArray keys() const { return keys_; }
   FewArray values() const { return values_; }
@@ -74,7 +94,8 @@ class FewTile {
   int64_t batch_ = 0, key_head_ = 0;
   KeyBlock block_;
   FewArray keys_, values_, next_keys_;
-  T *queries_ = nullptr, *key_copy_ = nullptr, *value_copy_ = nullptr;
+  T *key_copy_ = nullptr, *value_copy_ = nullptr;
+  std::vector<T*> queries_;                                       // of each dot
   std::vector<T*> scores_, head_scores_;                          // of each dot, (rows x kLanes)
   std::vector<std::unique_ptr<TileEvaluator<T>>> open_, masked_;  // of each head of the group
   std::vector<char> steps_begun_;                                 // of each evaluator, open ones first
