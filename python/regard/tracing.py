@@ -119,7 +119,7 @@ _RUN = {"compile": _compiled, "export": _exported}
 
 def entry(theorem: str, id: str, seed: int = 0) -> dict:
     """The report's entry of one of THEOREMS on the mechanism `id`."""
-    info = next(e for e in json.loads(torch.ops.regard.registry()) if e["id"] == id)
+    info = json.loads(torch.ops.regard.describe(id))
     result = _entry(theorem)
     level = logging.getLogger("torch").level
     logging.getLogger("torch").setLevel(logging.ERROR)

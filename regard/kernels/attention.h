@@ -33,7 +33,7 @@ struct Operand {
   std::string name;
   Array4<const T> q, k;
   int64_t heads = 1, width = 0;
-  T* q_gradient = nullptr;   ///< contiguous (B, Hx, M, Dx), zeroed by the caller, or null
+  T* q_gradient = nullptr;  ///< contiguous (B, Hx, M, Dx), zeroed by the caller, or null
   T* k_gradient = nullptr;
 };
 
@@ -52,27 +52,28 @@ struct Attention {
   int64_t B = 0, H = 0, Hk = 0, M = 0, N = 0, Dh = 0, Dv = 0;
   int64_t query_offset = 0;
   double scale = 1;
-  const AttentionSpec* spec = nullptr;       ///< resolved, softmax, without pair outputs and dropout
-  Array4<const S> q, k, v;                   ///< (B,H,M,Dh) (B,Hk,N,Dh) (B,Hk,N,Dv)
-  std::vector<Capture> captures;             ///< in the order of spec->captures()
-  std::vector<Operand<T>> operands;          ///< in the order of spec->operands()
-  const T* sinks = nullptr;                  ///< contiguous (H, S)
+  const AttentionSpec* spec = nullptr;  ///< resolved, softmax, without pair outputs and dropout
+  Array4<const S> q, k, v;              ///< (B,H,M,Dh) (B,Hk,N,Dh) (B,Hk,N,Dv)
+  std::vector<Capture> captures;        ///< in the order of spec->captures()
+  std::vector<Operand<T>> operands;     ///< in the order of spec->operands()
+  const T* sinks = nullptr;             ///< contiguous (H, S)
   int64_t sink_count = 0;
-  Array4<S> o;                               ///< (B,H,M,Dv), written
-  T* lse = nullptr;                          ///< contiguous (B,H,M), natural logarithm; -inf for a row without keys
+  Array4<S> o;       ///< (B,H,M,Dv), written
+  T* lse = nullptr;  ///< contiguous (B,H,M), natural logarithm; -inf for a row without keys
 };
 
-/// What the backward adds. Gradients are contiguous and zeroed by the caller; any may be null (not wanted).
+/// What the backward gives. Gradients are contiguous; any may be null (not wanted). Those of q, k and v are written;
+/// those of sinks, captures and operands are added to what the caller zeroed.
 template <class T, class S = T>
 struct AttentionGradient {
-  Array4<const S> grad_o;                    ///< (B,H,M,Dv)
-  const T* grad_lse = nullptr;               ///< contiguous (B,H,M), or null for zero
-  Array4<const S> o;                         ///< the forward's output
-  const T* lse = nullptr;                    ///< the forward's, contiguous (B,H,M)
-  T* q = nullptr;                            ///< (B,H,M,Dh)
-  T* k = nullptr;                            ///< (B,Hk,N,Dh)
-  T* v = nullptr;                            ///< (B,Hk,N,Dv)
-  T* sinks = nullptr;                        ///< (H,S)
+  Array4<const S> grad_o;       ///< (B,H,M,Dv)
+  const T* grad_lse = nullptr;  ///< contiguous (B,H,M), or null for zero
+  Array4<const S> o;            ///< the forward's output
+  const T* lse = nullptr;       ///< the forward's, contiguous (B,H,M)
+  T* q = nullptr;               ///< (B,H,M,Dh)
+  T* k = nullptr;               ///< (B,Hk,N,Dh)
+  T* v = nullptr;               ///< (B,Hk,N,Dv)
+  T* sinks = nullptr;           ///< (H,S)
 };
 
 /// Why the blocked kernel cannot run this spec ("normalizer sigmoid"), or "" when it can.

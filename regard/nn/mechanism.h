@@ -126,7 +126,8 @@ const Mechanism& mechanism(const std::string& id);              ///< throws with
 std::vector<const Mechanism*> mechanisms();                     ///< those listed, by family, then id
 void register_mechanism(std::unique_ptr<Mechanism> mechanism);  ///< throws when the id is taken
 void load_plugin(const std::string& library);                   ///< opens a shared library that registers more
-std::string registry_json();
+std::string registry_json();                                    ///< of those listed
+std::string description_json(const std::string& id);            ///< of one, listed or not
 
 /// The op behind every owner: torch.ops.regard.mechanism, through the dispatcher. Returns the main output, then the
 /// outputs named in context.wanted, in that order.

@@ -95,6 +95,7 @@ std::string declare_op(std::string id, std::string config) {
 }
 
 std::string registry_op() { return registry_json(); }
+std::string describe_op(std::string id) { return description_json(id); }
 
 void load_plugin_op(std::string library) { load_plugin(library); }
 
@@ -106,6 +107,7 @@ TORCH_LIBRARY_FRAGMENT(regard, library) {
       guarded<&initialize_op>);
   library.def("declare(str id, str config) -> str", guarded<&declare_op>);
   library.def("registry() -> str", guarded<&registry_op>);
+  library.def("describe(str id) -> str", guarded<&describe_op>);
   library.def("load_plugin(str library) -> ()", guarded<&load_plugin_op>);
 }
 

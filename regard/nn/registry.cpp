@@ -201,6 +201,8 @@ void load_plugin(const std::string& library) {
     fail("load_plugin", "a library that registers mechanisms", "'" + library + "', which registers none");
 }
 
+std::string description_json(const std::string& id) { return describe(mechanism(id)).dump(); }
+
 std::string registry_json() {
   json list = json::array();
   for (const Mechanism* mechanism : mechanisms()) list.push_back(describe(*mechanism));

@@ -95,6 +95,13 @@ Stripe forward(const Call& source) {
 }
 
 template <class T>
+T* fresh(at::Tensor& out, bool wanted, at::IntArrayRef sizes, const at::TensorOptions& options) {
+  if (!wanted) return nullptr;
+  out = at::empty(sizes, options);
+  return out.mutable_data_ptr<T>();
+}
+
+template <class T>
 T* zeroed(at::Tensor& out, bool wanted, at::IntArrayRef sizes, const at::TensorOptions& options) {
   if (!wanted) return nullptr;
   out = at::zeros(sizes, options);
@@ -115,9 +122,9 @@ StripeGradient backward(const Call& source, const at::Tensor& o, const at::Tenso
   gradient.o = array_of<const T>(output);
   gradient.lse = statistic.const_data_ptr<T>();
   if (grad_statistic.defined()) gradient.grad_lse = grad_statistic.const_data_ptr<T>();
-  gradient.q = zeroed<T>(out.q, wanted.q, bound.q.sizes(), options);
-  gradient.k = zeroed<T>(out.k, wanted.k, bound.k.sizes(), options);
-  gradient.v = zeroed<T>(out.v, wanted.v, bound.v.sizes(), options);
+  gradient.q = fresh<T>(out.q, wanted.q, bound.q.sizes(), options);
+  gradient.k = fresh<T>(out.k, wanted.k, bound.k.sizes(), options);
+  gradient.v = fresh<T>(out.v, wanted.v, bound.v.sizes(), options);
   if (bound.sinks.defined()) gradient.sinks = zeroed<T>(out.sinks, wanted.sinks, bound.sinks.sizes(), options);
   out.captures.resize(bound.captures.size());
   for (size_t i = 0; i < bound.captures.size(); ++i)

@@ -145,7 +145,8 @@ Solution run_kernel(const Problem& x, Layout layout, bool backward) {
   s.lse = load(lse, {x.B, x.H, x.M});
   if (!backward) return s;
 
-  std::vector<T> dq(x.q.data.size()), dk(x.k.data.size()), dv(x.v.data.size()), ds(sinks.size());
+  const T nan = static_cast<T>(kNan);  // what is written must not be read
+  std::vector<T> dq(x.q.data.size(), nan), dk(x.k.data.size(), nan), dv(x.v.data.size(), nan), ds(sinks.size());
   AttentionGradient<T> g;
   g.grad_o = grad_o.read_only();
   g.grad_lse = grad_lse.data();

@@ -1,75 +1,171 @@
-// The backward pass, in two passes over the pairs that share one form. Each recomputes P from the log-sum-exp:
+// The backward pass: five products for each tile of queries (lanes) and block of keys, all of one owner.
 //
-//     queries in lanes   S^T = K Q^T,  dP^T = V dO^T,  dQ^T += K^T dS^T          task = a tile of queries
-//     keys in lanes      S = Q K^T,    dP = dO V^T,    dK^T += Q^T dS, dV^T += dO^T P    task = a tile of keys
+//     S^T  = K Q^T        keys x queries, K in place, Q^T packed (times scale log2(e) where the score is plain)
+//     dP^T = V dO^T       keys x queries, V in place, dO^T packed
+//     P = exp2(S - lse),  dS = P (dP - delta): one pass over the tile; expressions and masks as in the forward
+//     dV  += P^T dO       keys x width, P^T read by element, rows of dO in the lanes, added into the gradient
+//     dK  += dS^T Q       the same with rows of Q
+//     dQ^T += K^T dS^T    width x queries, packed sums, turned into rows at the end
 //
-// so that every task owns the gradients of its lanes: no atomics, no sum over threads, and O(M + N) memory. The lane
-// side of each product is packed once a task, the step side is read in place. A task of the key pass covers all query
-// heads of its key head, in order. Gradients of captured tensors come from the query pass (capture_gradient.h).
+// A task owns the keys of a range of blocks for all query heads of its key head: dK and dV need no second sum, a block
+// of them stays in the second cache level while the queries pass. Where heads are few the keys are cut into parts, by
+// the sequence and its heads alone; each part leaves its own dQ, added in order: no atomics, and bits depend on neither
+// threads nor batch-mates. (Two passes that each recompute S and dP, one for dQ and one for dK and dV, would need
+// seven products.) Gradients of captured tensors are a pass of their own over the query tiles (capture_gradient.h).
 #include <algorithm>
+#include <map>
+#include <memory>
+#include <set>
 
 #include "regard/base/parallel.h"
 #include "regard/kernels/cpu/backward_task.h"
+#include "regard/kernels/cpu/routes.h"
 
 namespace regard::kernels {
 namespace {
 
-/// Whether query heads of different key heads add to one operand head of this side.
-template <class T>
-bool shares_heads(const Plan<T>& plan, Side side, int64_t units_heads) {
-  for (const DotOperand<T>& dot : plan.dots) {
-    const SideArray<T>& s = side == Side::queries ? dot.q : dot.k;
-    if (s.gradient == nullptr) continue;
-    if (s.only_head >= 0 || s.heads % units_heads != 0) return true;
-  }
-  return false;
-}
+constexpr int64_t kEnoughTasks = 32;  // of one batch entry: two for each core of a host on which one head still scales
 
-/// The two passes of one call.
+/// The whole backward of one call.
 template <class T>
-struct Backward {
-  Plan<T>& plan;
-  const RowTerms<T>& rows;
-  SideArray<T> grad_o;
-
-  bool wants(Side side) const {
-    for (const DotOperand<T>& dot : plan.dots) {
-      if ((side == Side::queries ? dot.q : dot.k).gradient != nullptr) return true;
-    }
-    if (side == Side::keys) return plan.v.gradient != nullptr;
-    return std::any_of(plan.call.captures.begin(), plan.call.captures.end(),
-                       [](const Capture& capture) { return capture.gradient != nullptr; });
+class Backward {
+ public:
+  Backward(Plan<T>& plan, const RowTerms<T>& rows, const SideArray<T>& grad_o)
+      : plan_(plan),
+        rows_(rows),
+        grad_o_(grad_o),
+        map_(plan.pairs, plan.space, plan.call.captures, backward_cuts(plan.call.M, plan.call.N, plan.pairs.masked())) {
   }
 
-  void queries() {
-    if (!wants(Side::queries)) return;
-    const BoundPrograms bound = bind_programs(plan, Side::queries, true);
-    const TileMap map(plan.pairs, plan.space, plan.call.captures, Side::queries);
-    const GradientSchedule schedule(plan, bound.programs->open.derivatives, map.lane_tiles(),
-                                    shares_heads(plan, Side::queries, plan.call.H));
+  void operands() {
+    if (!wants_operands()) return;
+    const int64_t owners = shares_heads() ? 1 : plan_.call.Hk, heads = plan_.call.H / owners;
+    const Cut parts{map_.cuts().keys.parts, 1, std::min(map_.cuts().keys.parts, (kEnoughTasks + owners - 1) / owners)};
+    place(parts.parts);
+    const BoundPrograms bound = bind_programs(plan_, Side::queries, Derivatives::dots);
+    parallel_for(plan_.call.B * owners * parts.parts, [&](int64_t task) {
+      const int64_t part = task % parts.parts, b = task / parts.parts / owners, h = task / parts.parts % owners * heads;
+      BackwardTask<T> backward(plan_, bound, map_, grad_o_, rows_, fresh_arena());
+      backward.run(b, h, h + heads, parts.begin(part), parts.end(part), gradients_, part);
+    });
+    add_parts(parts.parts);
+  }
+
+  void captures() {
+    const auto& all = plan_.call.captures;
+    if (std::none_of(all.begin(), all.end(), [](const Capture& c) { return c.gradient != nullptr; })) return;
+    const BoundPrograms bound = bind_programs(plan_, Side::queries, Derivatives::captures);
+    const GradientSchedule schedule(plan_, bound.programs->open.derivatives, map_.cuts().queries.parts);
     GradientBuffers buffers(schedule);
     for (int64_t wave = 0; wave < schedule.waves(); ++wave) {
       parallel_for(schedule.units(), [&](int64_t unit) {
-        BackwardTask<T> task(plan, bound, map, Side::queries, grad_o, rows, fresh_arena());
-        const CaptureSink sink{schedule.wanted().empty() ? nullptr : &schedule, &buffers, unit};
-        schedule.for_tasks(wave, unit, [&](int64_t b, int64_t h, int64_t tile) { task.run(b, h, tile, sink); });
+        BackwardTask<T> task(plan_, bound, map_, grad_o_, rows_, fresh_arena());
+        const CaptureSink sink{&schedule, &buffers, unit};
+        schedule.for_tasks(wave, unit,
+                           [&](int64_t b, int64_t h, int64_t tile) { task.run_captures(b, h, tile, sink); });
       });
       buffers.template flush<T>();
     }
   }
 
-  void keys() {
-    if (!wants(Side::keys)) return;
-    const BoundPrograms bound = bind_programs(plan, Side::keys, true);
-    const TileMap map(plan.pairs, plan.space, plan.call.captures, Side::keys);
-    const int64_t owners = shares_heads(plan, Side::keys, plan.call.Hk) ? 1 : plan.call.Hk;
-    const int64_t tiles = map.lane_tiles(), heads = plan.call.H / owners;
-    parallel_for(plan.call.B * owners * tiles, [&](int64_t unit) {
-      BackwardTask<T> task(plan, bound, map, Side::keys, grad_o, rows, fresh_arena());
-      const int64_t b = unit / tiles / owners, first = unit / tiles % owners * heads;
-      for (int64_t h = first; h < first + heads; ++h) task.run(b, h, unit % tiles, {});
+ private:
+  struct PartBuffer {
+    std::unique_ptr<T[]> memory;
+    int64_t size = 0;
+  };
+
+  bool wants_operands() const {
+    if (plan_.v.gradient != nullptr) return true;
+    return std::any_of(plan_.dots.begin(), plan_.dots.end(),
+                       [](const DotOperand<T>& dot) { return dot.q.gradient != nullptr || dot.k.gradient != nullptr; });
+  }
+
+  /// Whether query heads of different key heads add to one head of an operand.
+  bool shares_heads() const {
+    for (const DotOperand<T>& dot : plan_.dots) {
+      for (const SideArray<T>* side : {&dot.q, &dot.k}) {
+        if (side->gradient != nullptr && (side->only_head >= 0 || side->heads % plan_.call.Hk != 0)) return true;
+      }
+    }
+    return false;
+  }
+
+  int64_t elements(const SideArray<T>& side) const { return plan_.call.B * side.heads * side.length * side.columns; }
+
+  /// Exclusive: no other dot, and no other head beside those of one task, adds to this gradient.
+  GradientSide<T> side_of(const SideArray<T>& side, int64_t heads) const {
+    GradientSide<T> to;
+    to.data = side.gradient;
+    int64_t users = 0;
+    for (const DotOperand<T>& dot : plan_.dots)
+      users += dot.q.gradient == side.gradient || dot.k.gradient == side.gradient;
+    to.exclusive = users <= 1 && side.width == side.columns && side.heads == heads && side.only_head < 0;
+    return to;
+  }
+
+  void zero(T* data, int64_t count) const {
+    constexpr int64_t kPart = 1 << 16;  // elements a task: tens of microseconds
+    parallel_for((count + kPart - 1) / kPart, [&](int64_t part) {
+      std::fill(data + part * kPart, data + std::min(count, (part + 1) * kPart), T(0));
     });
   }
+
+  void place(int64_t parts) {
+    gradients_.dots.clear();
+    for (const DotOperand<T>& dot : plan_.dots) {
+      auto& to = gradients_.dots.emplace_back();
+      if (dot.q.gradient != nullptr) to.q = query_side(dot.q, parts);
+      if (dot.k.gradient != nullptr) to.k = key_side(dot.k);
+    }
+    if (plan_.v.gradient != nullptr) gradients_.v = key_side(plan_.v);
+  }
+
+  GradientSide<T> query_side(const SideArray<T>& q, int64_t parts) {
+    GradientSide<T> to = side_of(q, plan_.call.H);
+    PartBuffer& buffer = buffers_[q.gradient];
+    const bool fresh = buffer.size == 0;
+    buffer.size = elements(q);
+    if (parts > 1) {
+      if (fresh) buffer.memory.reset(new T[static_cast<size_t>(parts * buffer.size)]);
+      to.data = buffer.memory.get();
+      to.part_size = buffer.size;
+    }
+    if (fresh && !to.exclusive) zero(to.data, parts * buffer.size);
+    return to;
+  }
+
+  GradientSide<T> key_side(const SideArray<T>& k) {
+    GradientSide<T> to = side_of(k, plan_.call.Hk);
+    const bool copied = padded_width(k.width) != k.width;
+    if ((!to.exclusive || copied) && zeroed_.insert(k.gradient).second) zero(k.gradient, elements(k));
+    return to;
+  }
+
+  /// dQ = the sum of its parts, in order.
+  void add_parts(int64_t parts) const {
+    constexpr int64_t kPart = 1 << 14;  // elements a task: some microseconds
+    for (const auto& [gradient, buffer] : buffers_) {
+      if (!buffer.memory) continue;
+      const int64_t size = buffer.size;
+      const T* from = buffer.memory.get();
+      T* const to = gradient;
+      parallel_for((size + kPart - 1) / kPart, [=](int64_t task) {
+        const int64_t begin = task * kPart, end = std::min(size, begin + kPart);
+        std::copy(from + begin, from + end, to + begin);
+        for (int64_t p = 1; p < parts; ++p) {
+          for (int64_t e = begin; e < end; ++e) to[e] += from[p * size + e];
+        }
+      });
+    }
+  }
+
+  Plan<T>& plan_;
+  const RowTerms<T>& rows_;
+  const SideArray<T> grad_o_;
+  const TileMap map_;
+  GradientRows<T> gradients_;
+  std::map<T*, PartBuffer> buffers_;  // of each gradient of queries
+  std::set<T*> zeroed_;
 };
 
 template <class T>
@@ -82,24 +178,38 @@ SideArray<T> grad_o_side(const Attention<T>& call, const AttentionGradient<T>& g
   return side;
 }
 
+/// Of a call without pairs.
+template <class T>
+void zero_gradients(const Attention<T>& call, const AttentionGradient<T>& g) {
+  if (g.q != nullptr) std::fill_n(g.q, call.B * call.H * call.M * call.Dh, T(0));
+  if (g.k != nullptr) std::fill_n(g.k, call.B * call.Hk * call.N * call.Dh, T(0));
+  if (g.v != nullptr) std::fill_n(g.v, call.B * call.Hk * call.N * call.Dv, T(0));
+}
+
 }  // namespace
 
 template <class T>
 void attention_backward(const Attention<T>& call, const AttentionGradient<T>& gradient) {
   Plan<T> plan(call);
+  if (call.B == 0 || call.H == 0 || call.M == 0 || call.N == 0 || plan.dots.empty()) zero_gradients(call, gradient);
   if (call.B == 0 || call.H == 0 || call.M == 0) return;
+  count_route(Route::tile);
   const RowTerms<T> rows = row_terms(call, gradient);
   sink_gradients(call, rows, gradient.sinks);
   if (call.N == 0) return;
+  bool read = false;  // whether some dot is of q and k themselves
   for (DotOperand<T>& dot : plan.dots) {
     if (!dot.expr.node().name.empty()) continue;
     dot.q.gradient = gradient.q;
     dot.k.gradient = gradient.k;
+    read = true;
   }
+  if (!read)
+    zero_gradients(call, {gradient.grad_o, gradient.grad_lse, gradient.o, gradient.lse, gradient.q, gradient.k});
   plan.v.gradient = gradient.v;
-  Backward<T> backward{plan, rows, grad_o_side(call, gradient)};
-  backward.queries();
-  backward.keys();
+  Backward<T> backward(plan, rows, grad_o_side(call, gradient));
+  backward.operands();
+  backward.captures();
 }
 
 template void attention_backward(const Attention<float>&, const AttentionGradient<float>&);

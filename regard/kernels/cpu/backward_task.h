@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "regard/kernels/cpu/capture_gradient.h"
+#include "regard/kernels/cpu/gradient_rows.h"
 #include "regard/kernels/cpu/row_terms.h"
 #include "regard/kernels/cpu/tiles.h"
 
@@ -17,121 +18,227 @@ struct CaptureSink {
   int64_t unit = 0;
 };
 
-/// The gradients of the lanes of one tile of one (batch, head): of the queries' side or of the keys' side. See
-/// backward.cpp for the products.
+/// The pairs of some query heads of one batch entry and a range of key blocks. See backward.cpp for the products.
 template <class T>
 class BackwardTask {
  public:
-  BackwardTask(const Plan<T>& plan, const BoundPrograms& bound, const TileMap& map, Side lanes,
-               const SideArray<T>& grad_o, const RowTerms<T>& rows, Arena& arena)
-      : plan_(plan),
-        by_query_(lanes == Side::queries),
-        tiles_(plan, bound, map, lanes, arena),
-        rows_(rows),
-        lane_value_(by_query_ ? grad_o : plan.v),
-        step_value_(by_query_ ? plan.v : grad_o) {
-    packed_value_ = arena.take<T>(plan.v.width * kLanes);
+  BackwardTask(const Plan<T>& plan, const BoundPrograms& bound, const TileMap& map, const SideArray<T>& grad_o,
+               const RowTerms<T>& rows, Arena& arena)
+      : plan_(plan), arena_(arena), tiles_(plan, bound, map, arena), rows_(rows), grad_o_(grad_o) {
     dp_ = arena.take<T>(kSteps * kLanes);
     ds_ = arena.take<T>(kChunk * kLanes);
     if (plan.pairs.weight.defined()) dw_ = arena.take<T>(kChunk * kLanes);
     terms_ = arena.take<T>(kChunk * kLanes);
-    if (lane_value_.gradient != nullptr) value_sum_ = arena.take<T>(plan.v.width * kLanes);
-    for (size_t d = 0; d < plan.dots.size(); ++d) {
-      const SideArray<T>& side = tiles_.lane_side(d);
-      slopes_.push_back(side.gradient != nullptr ? arena.take<T>(kSteps * kLanes) : nullptr);
-      sums_.push_back(side.gradient != nullptr ? arena.take<T>(side.width * kLanes) : nullptr);
+    for (const DotOperand<T>& dot : plan.dots) {
+      const bool wanted = dot.q.gradient != nullptr || dot.k.gradient != nullptr;
+      slopes_.push_back(!wanted ? nullptr : plan.plain ? dp_ : arena.take<T>(kSteps * kLanes));
     }
+    const int64_t tiles = std::min(kSegmentTiles, map.cuts().queries.parts);
+    for (const DotOperand<T>& dot : plan.dots) dots_.emplace_back(dot.q, tiles, dot.k.gradient != nullptr, arena);
+    value_ = QuerySegment<T>(grad_o, tiles, plan.v.gradient != nullptr, arena);
+    lse_ = arena.take<T>(tiles * kLanes);
+    delta_ = arena.take<T>(tiles * kLanes);
+    finite_keys_.resize(plan.dots.size());
+    finite_queries_.resize(plan.dots.size());
     if (!plan.pairs.masked()) return;
     keep_ = arena.take<int32_t>(kSteps * kLanes);
     const bool apart = plan.pairs.counted.pointer() != plan.pairs.keep.pointer();
     live_ = apart ? arena.take<int32_t>(kSteps * kLanes) : keep_;
   }
 
-  void run(int64_t batch, int64_t head, int64_t tile, const CaptureSink& sink) {
-    tiles_.begin(batch, head, tile);
-    begin_rows();
-    for (int64_t block = 0; block < tiles_.blocks(); ++block) {
-      if (tiles_.enter(block)) add_block(sink);
+  /// Query heads [head, end_head) against the key blocks [first, end): writes or adds their part of the gradients of
+  /// q, k, v and operands. `part`: which of the buffers of dQ.
+  void run(int64_t batch, int64_t head, int64_t end_head, int64_t first, int64_t end, const GradientRows<T>& rows,
+           int64_t part) {
+    KeyRows<T> values(plan_.v, rows.v, tiles_.map().cuts().keys, first, end, arena_);
+    std::vector<KeyRows<T>> keys;
+    for (size_t d = 0; d < plan_.dots.size(); ++d) {
+      keys.emplace_back(plan_.dots[d].k, rows.dots[d].k, tiles_.map().cuts().keys, first, end, arena_);
     }
-    write_sums();
+    for (int64_t h = head; h < end_head; ++h) {
+      values.begin(batch, h);
+      for (KeyRows<T>& k : keys) k.begin(batch, h);
+      forget_keys();
+      for (int64_t tile = 0; tile < tiles_.map().cuts().queries.parts; tile += kSegmentTiles) {
+        begin_segment(batch, h, tile, std::min(tile + kSegmentTiles, tiles_.map().cuts().queries.parts));
+        for (int64_t block = first; block < end; ++block) {
+          for (int64_t t = tile; t < segment_end_; ++t) {
+            if (enter(t, block)) add_block(keys, values);
+          }
+        }
+        for (size_t d = 0; d < dots_.size(); ++d) write_queries(d, rows.dots[d].q, part);
+      }
+      values.end();
+      for (KeyRows<T>& k : keys) k.end();
+    }
+    values.finish();
+    for (KeyRows<T>& k : keys) k.finish();
+  }
+
+  /// The gradients of captured tensors alone, for one tile of queries and all keys.
+  void run_captures(int64_t batch, int64_t head, int64_t query_tile, const CaptureSink& sink) {
+    begin_segment(batch, head, query_tile, query_tile + 1);
+    for (int64_t block = 0; block < tiles_.map().cuts().keys.parts; ++block) {
+      if (!enter(query_tile, block)) continue;
+      multiply();
+      for (int64_t first = 0; first < tiles_.steps; first += kChunk) {
+        const int64_t steps = std::min(kChunk, tiles_.steps - first);
+        chain_chunk(first, steps, false);
+        captures_of_chunk(sink, steps);
+      }
+    }
   }
 
  private:
-  void begin_rows() {
-    const int64_t first = tiles_.first_lane;
-    pack_lanes(packed_value_, lane_value_.at(tiles_.batch, tiles_.head, first), lane_value_.array.row,
-               lane_value_.array.column, tiles_.count, lane_value_.width);
-    const int64_t row = (tiles_.batch * plan_.call.H + tiles_.head) * plan_.call.M;
-    lse_ = rows_.lse.data() + row;
-    delta_ = rows_.delta.data() + row;
-    if (by_query_) {
-      // Lanes past the last query repeat nothing: their p must be 0.
-      std::fill_n(lane_lse_, kLanes, std::numeric_limits<T>::infinity());
-      std::fill_n(lane_delta_, kLanes, T(0));
-      std::copy_n(lse_ + first, tiles_.count, lane_lse_);
-      std::copy_n(delta_ + first, tiles_.count, lane_delta_);
-    }
-    if (value_sum_ != nullptr) std::fill_n(value_sum_, plan_.v.width * kLanes, T(0));
-    for (size_t d = 0; d < sums_.size(); ++d) {
-      if (sums_[d] != nullptr) std::fill_n(sums_[d], tiles_.lane_side(d).width * kLanes, T(0));
-    }
+  /// Queries prepared at once: their packed copies (4 N D floats of 4096 queries) stay in the caches near the core.
+  static constexpr int64_t kSegmentTiles = 64;
+
+  void forget_keys() {
+    if (!plan_.pairs.masked()) return;
+    for (auto& known : finite_keys_) known.reset(tiles_.map().cuts().keys.parts);
+    finite_values_.reset(tiles_.map().cuts().keys.parts);
   }
 
-  void add_block(const CaptureSink& sink) {
-    multiply_values();
-    for (int64_t first = 0; first < tiles_.steps; first += kChunk) {
-      const int64_t steps = std::min(kChunk, tiles_.steps - first);
-      tiles_.run(first, steps);
-      chain_chunk(first, steps);
-      slopes_of_chunk(first, steps);
-      if (sink.schedule != nullptr) captures_of_chunk(sink, steps);
+  void begin_segment(int64_t batch, int64_t head, int64_t first, int64_t end) {
+    batch_ = batch;
+    head_ = head;
+    segment_ = first;
+    segment_end_ = end;
+    // With plain scores d score / d dot = scale: folded into dO^T and delta.
+    const T factor = plan_.plain ? static_cast<T>(plan_.space.scale) : T(1);
+    const Cut& cut = tiles_.map().cuts().queries;
+    for (size_t d = 0; d < dots_.size(); ++d) dots_[d].begin(batch, head, cut, first, end, tiles_.query_scale());
+    value_.begin(batch, head, cut, first, end, factor);
+    const int64_t row = (batch * plan_.call.H + head) * plan_.call.M;
+    const T per_natural = 1 / tiles_.natural();
+    for (int64_t t = first; t < end; ++t) {
+      // Lanes past the last query: their p must be 0.
+      T *lse = lse_ + (t - first) * kLanes, *delta = delta_ + (t - first) * kLanes;
+      std::fill_n(lse, kLanes, std::numeric_limits<T>::infinity());
+      std::fill_n(delta, kLanes, T(0));
+      for (int64_t l = 0; l < cut.end(t) - cut.begin(t); ++l) {
+        const auto at = static_cast<size_t>(row + cut.begin(t) + l);
+        lse[l] = rows_.lse[at] * per_natural;
+        delta[l] = rows_.delta[at] * factor;
+      }
     }
-    const bool masked = tiles_.masked();
-    if (value_sum_ != nullptr) add_product(value_sum_, step_value_, dp_, masked ? keep_ : nullptr);
-    for (size_t d = 0; d < sums_.size(); ++d) {
-      if (sums_[d] != nullptr) add_product(sums_[d], tiles_.step_side(d), slopes_[d], masked ? live_ : nullptr);
-    }
+    if (!plan_.pairs.masked()) return;
+    for (auto& known : finite_queries_) known.reset(end - first);
+    finite_grad_o_.reset(end - first);
   }
 
-  /// dp = <grad_o_i, v_j>
-  void multiply_values() {
+  bool enter(int64_t tile, int64_t block) {
+    if (tiles_.batch != batch_ || tiles_.head != head_ || tile_ != tile || !begun_) {
+      tiles_.begin(batch_, head_, tile);
+      begun_ = true;
+      tile_ = tile;
+    }
+    if (!tiles_.enter(block)) return false;
+    at_ = tile - segment_;
+    return true;
+  }
+
+  /// S^T of every dot, dP^T = V dO^T.
+  void multiply() {
+    for (size_t d = 0; d < dots_.size(); ++d) tiles_.multiply(d, dots_[d].packed(at_), nullptr);
+    const SideArray<T>& v = plan_.v;
     Product<T> p;
     p.c = dp_;
-    p.a = step_value_.at(tiles_.batch, tiles_.head, tiles_.first_step);
-    p.a_row = step_value_.array.row;
-    p.a_depth = step_value_.array.column;
-    p.b = packed_value_;
+    p.a = v.at(batch_, head_, tiles_.first_key);
+    p.a_row = v.array.row;
+    p.a_depth = v.array.column;
+    p.b = value_.packed(at_);
     p.rows = tiles_.steps;
-    p.depth = step_value_.width;
+    p.depth = v.width;
     p.lanes = tiles_.lanes;
     primitives<T>().product(p);
   }
 
-  void chain_chunk(int64_t first, int64_t steps) {
-    const TileEvaluator<T>& program = tiles_.program();
-    const Program& code = program.program();
-    Chain<T> c;
-    c.score = program.reals(code.score);
-    c.weight = program.reals(code.weight);
-    c.keep = program.integers(code.keep);
-    c.counted = program.integers(code.counted);
-    c.dp = dp_ + first * kLanes;
-    c.rows_in_lanes = by_query_;
-    c.lse = by_query_ ? lane_lse_ : lse_ + tiles_.first_step + first;
-    c.delta = by_query_ ? lane_delta_ : delta_ + tiles_.first_step + first;
-    c.pw = value_sum_ != nullptr ? dp_ + first * kLanes : nullptr;
-    c.ds = ds_;
-    c.dw = dw_;
-    c.steps = steps;
-    c.lanes = tiles_.lanes;
-    primitives<T>().chain(c);
-    if (!tiles_.masked()) return;
-    copy_mask(keep_ + first * kLanes, c.keep, steps);
-    if (live_ != keep_) copy_mask(live_ + first * kLanes, program.integers(code.live), steps);
+  void add_block(std::vector<KeyRows<T>>& keys, KeyRows<T>& values) {
+    multiply();
+    const bool clean = !tiles_.masked() || all_finite();
+    if (tiles_.plain()) {
+      chain_chunk(0, tiles_.steps, false);
+    } else {
+      for (int64_t first = 0; first < tiles_.steps; first += kChunk) {
+        const int64_t steps = std::min(kChunk, tiles_.steps - first);
+        chain_chunk(first, steps, !clean);
+        if (!plan_.plain) slopes_of_chunk(first, steps);
+      }
+    }
+    const int32_t* mask = clean ? nullptr : keep_;
+    const T* weights = plan_.plain ? tiles_.scores(0) : dp_;
+    if (values.wanted()) add_keys(values, value_, weights, mask);
+    mask = clean ? nullptr : live_;
+    for (size_t d = 0; d < dots_.size(); ++d) {
+      if (keys[d].wanted()) add_keys(keys[d], dots_[d], slopes_[d], mask);
+      if (plan_.dots[d].q.gradient != nullptr) add_queries(d, mask);
+    }
   }
 
+  /// A hidden pair's weight and slope are 0, but 0 times NaN is not.
+  bool all_finite() {
+    const Cut& cut = tiles_.map().cuts().keys;
+    const int64_t block = tiles_.block, key = cut.begin(block), keys = cut.end(block) - key;
+    const int64_t query = tiles_.first_query, count = tiles_.count;
+    const auto finite = [](FiniteBlocks<T>& known, int64_t at, const SideArray<T>& side, const T* rows,
+                           int64_t length) {
+      return known.at(at, rows, length, side.width, side.array.row, side.array.column);
+    };
+    bool clean = finite(finite_values_, block, plan_.v, plan_.v.at(batch_, head_, key), keys) &&
+                 finite(finite_grad_o_, at_, grad_o_, grad_o_.at(batch_, head_, query), count);
+    for (size_t d = 0; d < dots_.size() && clean; ++d) {
+      const SideArray<T>&q = plan_.dots[d].q, &k = plan_.dots[d].k;
+      clean = finite(finite_keys_[d], block, k, k.at(batch_, head_, key), keys) &&
+              finite(finite_queries_[d], at_, q, q.at(batch_, head_, query), count);
+    }
+    return clean;
+  }
+
+  /// P and dS of one chunk, and its masks where they are kept. Plain: in place of the scores and of dP.
+  void chain_chunk(int64_t first, int64_t steps, bool keeps_masks) {
+    const int64_t at = first * kLanes;
+    Chain<T> c;
+    c.dp = dp_ + at;
+    c.lse = lse_ + at_ * kLanes;
+    c.delta = delta_ + at_ * kLanes;
+    c.unit = tiles_.unit();
+    c.steps = steps;
+    c.lanes = tiles_.lanes;
+    View<int32_t> live;
+    if (plan_.plain && tiles_.banded()) {
+      c.score = {tiles_.scores(0) + at, kLanes};
+      if (tiles_.hides(first)) c.keep = live = tiles_.band(first, steps);
+    } else if (!plan_.plain || tiles_.hides(first)) {
+      tiles_.run(first, steps);
+      const TileEvaluator<T>& program = tiles_.program();
+      const Program& code = program.program();
+      c.score = program.reals(code.score);
+      c.weight = program.reals(code.weight);
+      c.keep = program.integers(code.keep);
+      c.counted = program.integers(code.counted);
+      live = program.integers(code.live);
+    } else {
+      c.score = {tiles_.scores(0) + at, kLanes};
+    }
+    c.pw = plan_.plain ? tiles_.scores(0) + at : dp_ + at;
+    c.ds = plan_.plain ? dp_ + at : ds_;
+    c.dw = dw_;
+    primitives<T>().chain(c);
+    if (!keeps_masks) return;
+    copy_mask(keep_ + at, c.keep, steps);
+    if (live_ != keep_) copy_mask(live_ + at, live, steps);
+  }
+
+  /// No mask: all pairs.
   void copy_mask(int32_t* to, View<int32_t> from, int64_t steps) const {
-    for (int64_t s = 0; s < steps; ++s) std::copy_n(from.data + s * from.step, tiles_.lanes, to + s * kLanes);
+    for (int64_t s = 0; s < steps; ++s) {
+      if (from) {
+        std::copy_n(from.data + s * from.step, tiles_.lanes, to + s * kLanes);
+      } else {
+        std::fill_n(to + s * kLanes, tiles_.lanes, 1);
+      }
+    }
   }
 
   void combine(const Derivative& derivative, T* out, int64_t steps) {
@@ -173,32 +280,68 @@ class BackwardTask {
     }
   }
 
-  void add_product(T* sum, const SideArray<T>& side, const T* tile, const int32_t* mask) {
-    accumulate(sum, side.at(tiles_.batch, tiles_.head, tiles_.first_step), side.array.row, side.array.column,
-               side.width, tile, mask, tiles_.steps, tiles_.lanes, static_cast<const T*>(nullptr));
+  /// Rows of keys (steps x width) += tile (steps x queries) rows of queries (queries x width).
+  void add_keys(KeyRows<T>& sums, const QuerySegment<T>& queries, const T* tile, const int32_t* mask) {
+    Product<T> p;
+    p.rows = tiles_.steps;
+    p.depth = tiles_.count;
+    p.lanes = sums.padded();
+    p.a = tile;
+    p.a_row = kLanes;
+    p.a_depth = 1;
+    p.b = queries.row(tiles_.first_query);
+    p.b_row = queries.row_stride();
+    p.c = sums.rows(tiles_.block, tiles_.first_key, tiles_.steps, p.mode);
+    p.c_row = sums.row_stride();
+    mask == nullptr ? primitives<T>().product(p) : primitives<T>().masked_product(p, {mask, kLanes, 1, 0});
   }
 
-  void write_sums() {
-    write(lane_value_, value_sum_);
-    for (size_t d = 0; d < sums_.size(); ++d) write(tiles_.lane_side(d), sums_[d]);
+  /// dQ^T (width x queries) += K^T dS^T.
+  void add_queries(size_t dot, const int32_t* mask) {
+    const SideArray<T>& k = plan_.dots[dot].k;
+    Product<T> p;
+    p.rows = k.width;
+    p.depth = tiles_.steps;
+    p.lanes = tiles_.lanes;
+    p.a = k.at(batch_, head_, tiles_.first_key);
+    p.a_row = k.array.column;
+    p.a_depth = k.array.row;
+    p.b = slopes_[dot];
+    p.c = dots_[dot].sum(at_, p.mode);
+    mask == nullptr ? primitives<T>().product(p) : primitives<T>().masked_product(p, {mask, 0, kLanes, 1});
   }
 
-  void write(const SideArray<T>& side, const T* sum) {
-    if (sum == nullptr) return;
-    add_lanes(side.gradient_at(tiles_.batch, tiles_.head, tiles_.first_lane), side.columns, sum, tiles_.count,
-              side.width);
+  void write_queries(size_t dot, const GradientSide<T>& to, int64_t part) {
+    const SideArray<T>& q = plan_.dots[dot].q;
+    if (q.gradient == nullptr) return;
+    const Cut& cut = tiles_.map().cuts().queries;
+    for (int64_t t = segment_; t < segment_end_; ++t) {
+      Transpose<T> turn;
+      turn.packed = dots_[dot].finished_sum(t - segment_);
+      turn.array = to.part(part) + (q.gradient_at(batch_, head_, cut.begin(t)) - q.gradient);
+      turn.row = q.columns;
+      turn.count = cut.end(t) - cut.begin(t);
+      turn.width = q.width;
+      turn.add = !to.exclusive;
+      primitives<T>().unpack(turn);
+    }
   }
 
   const Plan<T>& plan_;
-  const bool by_query_;
+  Arena& arena_;
   Tiles<T> tiles_;
   const RowTerms<T>& rows_;
-  SideArray<T> lane_value_, step_value_;  // grad_o and v, or v and grad_o
-  T *packed_value_ = nullptr, *dp_ = nullptr, *ds_ = nullptr, *dw_ = nullptr, *terms_ = nullptr, *value_sum_ = nullptr;
-  std::vector<T*> slopes_, sums_;  // of each dot: d / d dot of a block; gradient of the lane side
+  const SideArray<T> grad_o_;
+  std::vector<QuerySegment<T>> dots_;
+  QuerySegment<T> value_;
+  T *lse_ = nullptr, *delta_ = nullptr;  // of the segment, scaled
+  T *dp_ = nullptr, *ds_ = nullptr, *dw_ = nullptr, *terms_ = nullptr;
+  std::vector<T*> slopes_;  // d / d dot of a block
   int32_t *keep_ = nullptr, *live_ = nullptr;
-  const T *lse_ = nullptr, *delta_ = nullptr;
-  alignas(64) T lane_lse_[kLanes], lane_delta_[kLanes];
+  std::vector<FiniteBlocks<T>> finite_keys_, finite_queries_;
+  FiniteBlocks<T> finite_values_, finite_grad_o_;
+  int64_t batch_ = 0, head_ = 0, segment_ = 0, segment_end_ = 0, tile_ = 0, at_ = 0;
+  bool begun_ = false;
 };
 
 }  // namespace regard::kernels

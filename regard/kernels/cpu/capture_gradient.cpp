@@ -55,10 +55,8 @@ Ownership ownership_of(const std::string& name, const std::vector<Derivative>& d
 }
 
 template <class T>
-GradientSchedule::GradientSchedule(const Plan<T>& plan, const std::vector<Derivative>& derivatives, int64_t query_tiles,
-                                   bool merge_heads)
+GradientSchedule::GradientSchedule(const Plan<T>& plan, const std::vector<Derivative>& derivatives, int64_t query_tiles)
     : wanted_(wanted_of(plan.call.captures, derivatives)),
-      merge_heads_(merge_heads),
       batches_(plan.call.B),
       heads_(plan.call.H),
       tiles_(query_tiles) {
@@ -174,7 +172,7 @@ void scatter(const TileEvaluator<T>& program, const Derivative& d, const WantedC
 }
 
 #define REGARD_INSTANTIATE(T)                                                                                         \
-  template GradientSchedule::GradientSchedule(const Plan<T>&, const std::vector<Derivative>&, int64_t, bool);         \
+  template GradientSchedule::GradientSchedule(const Plan<T>&, const std::vector<Derivative>&, int64_t);               \
   template void GradientBuffers::flush<T>();                                                                          \
   template void scatter(const TileEvaluator<T>&, const Derivative&, const WantedCapture&, const T*, int64_t, int64_t, \
                         T*);

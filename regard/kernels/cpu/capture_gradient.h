@@ -33,10 +33,8 @@ struct WantedCapture {
 /// How the tasks are grouped, ordered and buffered.
 class GradientSchedule {
  public:
-  /// `merge_heads`: the heads of one batch and tile must share a group for another reason (shared operand heads).
   template <class T>
-  GradientSchedule(const Plan<T>& plan, const std::vector<Derivative>& derivatives, int64_t query_tiles,
-                   bool merge_heads);
+  GradientSchedule(const Plan<T>& plan, const std::vector<Derivative>& derivatives, int64_t query_tiles);
 
   const std::vector<WantedCapture>& wanted() const { return wanted_; }
   int64_t waves() const { return waves_; }  ///< done one after another

@@ -44,20 +44,24 @@ DotOperand<T> operand_of(const Expr& expr, const Attention<T>& call) {
 template <class T>
 Plan<T>::Plan(const Attention<T>& attention) : call(attention), pairs(expressions_of(*attention.spec)) {
   check_call(call);
+  static const Expr plain_score = scale() * dot(), product = dot();  // one node, so that the cache finds it again
+  plain = !pairs.weight.defined() && same(pairs.score, plain_score);
+  if (plain) pairs.score = product;
+  if (pairs.masked() && pairs.counted.pointer() == pairs.keep.pointer()) band = band_of(pairs.keep);
   space = {call.B, call.H, call.M, call.N, call.query_offset, call.scale};
   for (const Expr& dot : cached_programs(pairs, Side::queries, false, {})->dots) dots.push_back(operand_of(dot, call));
   v = side(call.v, call.H, call.Hk, call.N, call.Dv);
 }
 
 template <class T>
-BoundPrograms bind_programs(const Plan<T>& plan, Side lanes, bool backward) {
+BoundPrograms bind_programs(const Plan<T>& plan, Side lanes, Derivatives derivatives) {
   std::vector<std::string> wanted;
-  if (backward && lanes == Side::queries) {  // gradients of captured tensors come from the pass over queries
+  if (derivatives == Derivatives::captures) {
     for (const Capture& capture : plan.call.captures) {
       if (capture.gradient != nullptr) wanted.push_back(capture.name);
     }
   }
-  BoundPrograms bound{cached_programs(plan.pairs, lanes, backward, wanted), {}, {}};
+  BoundPrograms bound{cached_programs(plan.pairs, lanes, derivatives != Derivatives::none, wanted), {}, {}};
   bound.open = bind_reads(bound.programs->open, plan.call.captures, plan.space);
   bound.masked = bind_reads(bound.programs->masked, plan.call.captures, plan.space);
   return bound;
@@ -65,7 +69,7 @@ BoundPrograms bind_programs(const Plan<T>& plan, Side lanes, bool backward) {
 
 template struct Plan<float>;
 template struct Plan<double>;
-template BoundPrograms bind_programs(const Plan<float>&, Side, bool);
-template BoundPrograms bind_programs(const Plan<double>&, Side, bool);
+template BoundPrograms bind_programs(const Plan<float>&, Side, Derivatives);
+template BoundPrograms bind_programs(const Plan<double>&, Side, Derivatives);
 
 }  // namespace regard::kernels

@@ -1,9 +1,11 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "regard/algebra/band.h"
 #include "regard/kernels/cpu/captures.h"
 #include "regard/kernels/cpu/program_cache.h"
 
@@ -44,6 +46,10 @@ struct Plan {
   const Attention<T>& call;
   PairSpace space;
   PairExpressions pairs;  ///< score, keep, counted, weight
+  /// The score is scale() * dot(), unweighted: queries are packed times scale log2(e), so that products are scores in
+  /// base 2 and only masks need a program (`pairs.score` is then dot()).
+  bool plain = false;
+  std::optional<Band> band;  ///< what keep is, where it is one and the counted pairs are the kept ones
   std::vector<DotOperand<T>> dots;
   SideArray<T> v;
 };
@@ -53,7 +59,9 @@ struct BoundPrograms {
   std::shared_ptr<const Programs> programs;
   std::vector<Reading> open, masked;
 };
+/// Which derivatives a program computes: by the dots, and by the captured tensors whose gradients are wanted.
+enum class Derivatives : uint8_t { none, dots, captures };
 template <class T>
-BoundPrograms bind_programs(const Plan<T>& plan, Side lanes, bool backward);
+BoundPrograms bind_programs(const Plan<T>& plan, Side lanes, Derivatives derivatives);
 
 }  // namespace regard::kernels

@@ -1,5 +1,9 @@
 // The primitives for one instruction set. Included once by each primitives_*.cpp, which defines REGARD_ISA (the
 // namespace) and REGARD_VECTOR_BYTES. Everything has internal linkage except the two tables.
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 #include "regard/kernels/cpu/tile.h"
 
 namespace regard::kernels::REGARD_ISA {
@@ -8,12 +12,14 @@ namespace {
 #include "regard/kernels/cpu/vector_math.inl"
 // the others use it
 #include "regard/kernels/cpu/interpreter.inl"
+#include "regard/kernels/cpu/transpose.inl"
+// that too
 #include "regard/kernels/cpu/pointwise.inl"
 #include "regard/kernels/cpu/product.inl"
 
 template <class T>
-constexpr Primitives<T> table{product<T>,     masked_product<T>, finite<T>, run<T>,
-                              mask_scores<T>, absorb<T>,         chain<T>,  combine<T>};
+constexpr Primitives<T> table{product<T>, masked_product<T>, finite<T>, row_sum<T>, pack<T>,  unpack<T>,
+                              run<T>,     mask_scores<T>,    band,      absorb<T>,  chain<T>, combine<T>};
 
 }  // namespace
 

@@ -3,40 +3,40 @@
 // so sums over many blocks lose little, and a block's sum does not depend on how rows and lanes are cut.
 // Part of primitives.inl.
 
-template <class T>
-struct VectorOf {
-  typedef T type __attribute__((vector_size(REGARD_VECTOR_BYTES), aligned(alignof(T)), may_alias));
-};
-
-template <class T>
-using Vector = typename VectorOf<T>::type;
-
-template <class T>
-constexpr int64_t kWidth = REGARD_VECTOR_BYTES / sizeof(T);
-
 /// Rows of a register tile `vectors` wide: accumulators + one row of b + one broadcast fill the registers
-/// (32 of AVX-512, 16 otherwise), and at least 8 accumulators hide the latency of a fused multiply-add.
-constexpr int tile_rows(int vectors) {
-  if (REGARD_VECTOR_BYTES == 64) return vectors == 1 ? 14 : vectors == 2 ? 12 : vectors == 3 ? 8 : 6;
-  return vectors == 1 ? 12 : 6;
-}
-constexpr int kTileVectors = REGARD_VECTOR_BYTES == 64 ? 4 : 2;
+/// (32 of AVX-512 and NEON, 16 otherwise), and at least 8 accumulators hide the latency of a fused multiply-add.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int tile_rows(int vectors) { return vectors <= 2 ? 14 : vectors == 3 ? 8 : 6; }
+constexpr int kTileVectors = 4;
+#else
+constexpr int tile_rows(int vectors) { return vectors == 1 ? 12 : 6; }
+constexpr int kTileVectors = 2;
+#endif
 
 template <class T, int Rows, int Vectors>
-inline void write_tile(const Product<T>& p, T* c, const T* factor, const Vector<T> (&sum)[Rows][Vectors]) {
+inline void write_tile(const Product<T>& p, T* c, int64_t lane, const Vector<T> (&sum)[Rows][Vectors]) {
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) {
-      auto* out = reinterpret_cast<Vector<T>*>(c + r * kLanes + v * kWidth<T>);
+      auto* out = reinterpret_cast<Vector<T>*>(c + r * p.c_row + v * kWidth<T>);
       if (p.mode == Product<T>::store) {
         *out = sum[r][v];
       } else if (p.mode == Product<T>::add) {
         *out = *out + sum[r][v];
       } else {
-        *out = *out * *reinterpret_cast<const Vector<T>*>(factor + v * kWidth<T>) + sum[r][v];
+        *out = *out * *reinterpret_cast<const Vector<T>*>(p.factor + lane + v * kWidth<T>) + sum[r][v];
       }
     }
+  }
+  if (p.maximum == nullptr) return;
+#pragma GCC unroll 4
+  for (int v = 0; v < Vectors; ++v) {
+    auto* out = reinterpret_cast<Vector<T>*>(p.maximum + lane + v * kWidth<T>);
+    Vector<T> largest = *out;
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) largest = sum[r][v] > largest ? sum[r][v] : largest;
+    *out = largest;
   }
 }
 
@@ -45,7 +45,8 @@ void tile_product(const Product<T>& p, int64_t row, int64_t lane) {
   Vector<T> sum[Rows][Vectors] = {};
   const T* a = p.a + row * p.a_row;
   const T* b = p.b + lane;
-  for (int64_t d = 0; d < p.depth; ++d, a += p.a_depth, b += kLanes) {
+#pragma GCC unroll 4
+  for (int64_t d = 0; d < p.depth; ++d, a += p.a_depth, b += p.b_row) {
     Vector<T> line[Vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) line[v] = *reinterpret_cast<const Vector<T>*>(b + v * kWidth<T>);
@@ -56,7 +57,7 @@ void tile_product(const Product<T>& p, int64_t row, int64_t lane) {
       for (int v = 0; v < Vectors; ++v) sum[r][v] += value * line[v];
     }
   }
-  write_tile<T, Rows, Vectors>(p, p.c + row * kLanes + lane, p.factor + lane, sum);
+  write_tile<T, Rows, Vectors>(p, p.c + row * p.c_row + lane, lane, sum);
 }
 
 /// The rows left over, by a tile compiled for their number.
@@ -82,24 +83,11 @@ void product(const Product<T>& p) {
   // Panels of even width: 5 vectors as 3 + 2, not 4 + 1.
   for (int64_t lane = 0, panels = (left + kTileVectors - 1) / kTileVectors; panels > 0; --panels) {
     const int64_t vectors = (left + panels - 1) / panels;
-    switch (vectors) {
-      case 1:
-        lane_panel<T, 1>(p, lane);
-        break;
-      case 2:
-        lane_panel<T, 2>(p, lane);
-        break;
-#if REGARD_VECTOR_BYTES == 64
-      case 3:
-        lane_panel<T, 3>(p, lane);
-        break;
-      default:
-        lane_panel<T, 4>(p, lane);
-        break;
-#else
-      default:
-        break;
-#endif
+    if (vectors == 1) lane_panel<T, 1>(p, lane);
+    if (vectors == 2) lane_panel<T, 2>(p, lane);
+    if constexpr (kTileVectors == 4) {
+      if (vectors == 3) lane_panel<T, 3>(p, lane);
+      if (vectors == 4) lane_panel<T, 4>(p, lane);
     }
     lane += vectors * kWidth<T>;
     left -= vectors;
@@ -107,26 +95,17 @@ void product(const Product<T>& p) {
 }
 
 template <class T>
-void masked_product(const Product<T>& p, const int32_t* mask) {
-  alignas(64) T sum[kLanes];
+void masked_product(const Product<T>& p, const PairMask& m) {
   for (int64_t r = 0; r < p.rows; ++r) {
-    for (int64_t l = 0; l < p.lanes; ++l) sum[l] = 0;
-    for (int64_t d = 0; d < p.depth; ++d) {
-      const T value = p.a[r * p.a_row + d * p.a_depth];
-      for (int64_t l = 0; l < p.lanes; ++l) {
-        const T next = sum[l] + value * p.b[d * kLanes + l];
-        sum[l] = mask[d * kLanes + l] != 0 ? next : sum[l];
-      }
-    }
-    T* c = p.c + r * kLanes;
     for (int64_t l = 0; l < p.lanes; ++l) {
-      if (p.mode == Product<T>::store) {
-        c[l] = sum[l];
-      } else if (p.mode == Product<T>::add) {
-        c[l] = c[l] + sum[l];
-      } else {
-        c[l] = c[l] * p.factor[l] + sum[l];
+      const int32_t* mask = m.mask + r * m.row + l * m.lane;
+      T sum = 0;
+      for (int64_t d = 0; d < p.depth; ++d) {
+        const T next = sum + p.a[r * p.a_row + d * p.a_depth] * p.b[d * p.b_row + l];
+        sum = mask[d * m.depth] != 0 ? next : sum;
       }
+      T& c = p.c[r * p.c_row + l];
+      c = p.mode == Product<T>::store ? sum : p.mode == Product<T>::add ? c + sum : c * p.factor[l] + sum;
     }
   }
 }

@@ -5,21 +5,12 @@
 #include <limits>
 
 #include "regard/base/parallel.h"
+#include "regard/kernels/cpu/tile.h"
 
 namespace regard::kernels {
 namespace {
 
 constexpr int64_t kRows = 256;  // rows a task: some microseconds
-
-/// An output that is exactly 0 counts as 0 whatever its gradient: rows without keys may carry NaN there.
-template <class T>
-T rowsum(const T* grad_o, int64_t grad_column, const T* o, int64_t column, int64_t width) {
-  T sum = 0;
-  for (int64_t d = 0; d < width; ++d) {
-    if (o[d * column] != 0) sum += grad_o[d * grad_column] * o[d * column];
-  }
-  return sum;
-}
 
 }  // namespace
 
@@ -37,7 +28,8 @@ RowTerms<T> row_terms(const Attention<T>& call, const AttentionGradient<T>& g) {
       const T* grad_o = g.grad_o.data + b * g.grad_o.batch + h * g.grad_o.head + i * g.grad_o.row;
       const T* o = g.o.data + b * g.o.batch + h * g.o.head + i * g.o.row;
       const bool empty = g.lse[at] == -infinity;
-      const T delta = empty ? T(0) : rowsum(grad_o, g.grad_o.column, o, g.o.column, call.Dv);
+      // An output that is exactly 0 counts as 0 whatever its gradient: rows without keys may carry NaN there.
+      const T delta = empty ? T(0) : primitives<T>().row_sum(grad_o, g.grad_o.column, o, g.o.column, call.Dv);
       const T grad_lse = empty || g.grad_lse == nullptr ? T(0) : g.grad_lse[at];
       rows.lse[static_cast<size_t>(at)] = empty ? infinity : g.lse[at];
       rows.delta[static_cast<size_t>(at)] = delta - grad_lse;

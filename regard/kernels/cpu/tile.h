@@ -19,8 +19,8 @@ namespace regard::kernels {
 constexpr int64_t kLaneUnit = 16;
 /// Most lanes: four of the widest vectors, the widest product tile that fits 32 registers.
 constexpr int64_t kLanes = 64;
-/// Most steps: a float tile is then 32 KiB, which stays in the first two cache levels with its operands.
-constexpr int64_t kSteps = 128;
+/// Most steps: a float tile is then 64 KiB, which stays in the second cache level with its operands.
+constexpr int64_t kSteps = 256;
 /// The expression program runs on this many steps at once: a register of it is then 4 KiB of floats.
 constexpr int64_t kChunk = 16;
 /// Captured tensors have at most this many dimensions.
@@ -134,45 +134,68 @@ struct Product {
   T* c = nullptr;
   const T* a = nullptr;
   const T* b = nullptr;
-  int64_t rows = 0, depth = 0, lanes = 0;
-  int64_t a_row = 0, a_depth = 0;  ///< strides of a; rows of b and c are kLanes apart
+  int64_t rows = 0, depth = 0, lanes = 0;  ///< lanes: a multiple of kLaneUnit
+  int64_t a_row = 0, a_depth = 0;          ///< strides of a
+  int64_t b_row = kLanes, c_row = kLanes;  ///< distances of rows
   enum Mode : uint8_t { store, add, rescale } mode = store;
   const T* factor = nullptr;  ///< rescale: c = factor[lane] c + a b
+  T* maximum = nullptr;       ///< store: maximum[lane] is raised to the largest of the lane, or null
 };
 
-/// The softmax state of the lanes of one tile.
+/// Which pairs a masked product adds: mask[row * r + depth * d + lane * l] != 0.
+struct PairMask {
+  const int32_t* mask = nullptr;
+  int64_t row = 0, depth = 0, lane = 0;
+};
+
+/// `count` rows of an array of `width` columns against the columns of its transpose, (width x lanes), rows kLanes
+/// apart.
+template <class T>
+struct Transpose {
+  T* array = nullptr;  ///< pack only reads it
+  T* packed = nullptr;
+  int64_t row = 0, column = 1;  ///< strides of the array
+  int64_t count = 0, width = 0;
+  T scale = 1;                ///< pack: on every element
+  const T* factor = nullptr;  ///< unpack: on every row, or null
+  bool add = false;           ///< unpack: adds to the array
+};
+
+/// The softmax state of the lanes of one tile, in the units of the scores (see Absorb).
 template <class T>
 struct RowState {
   T maximum[kLanes];        ///< of the scores so far, -inf before the first
-  T sum[kLanes];            ///< of exp(score - maximum) over the counted pairs
+  T sum[kLanes];            ///< of exp2(unit (score - maximum)) over the counted pairs
   T block_maximum[kLanes];  ///< of the block being absorbed
-  T factor[kLanes];         ///< exp(old maximum - new maximum), by which the output is rescaled
+  T factor[kLanes];         ///< exp2(unit (old maximum - new maximum)), by which the output is rescaled
 };
 
-/// One block of scores absorbed: tile becomes exp(score - maximum) weight over kept pairs.
+/// One block of scores absorbed: tile becomes exp2(unit (score - maximum)) weight over kept pairs.
 template <class T>
 struct Absorb {
   T* tile = nullptr;                 ///< scores, -inf where the pair is not live
   const T* weight = nullptr;         ///< tile of weights, or null for 1
   const int32_t* keep = nullptr;     ///< tile, or null when all pairs are kept or scores say it all
   const int32_t* counted = nullptr;  ///< tile, or null when kept pairs are the counted ones
+  T unit = 1;                        ///< log2(e) for natural scores, 1 for scores in base 2
   int64_t steps = 0, lanes = 0;
   RowState<T>* state = nullptr;
 };
 
-/// Chain rule of one chunk, by the final log-sum-exp:
-///     p = exp(s - lse), pw = [keep] p w, ds = pw dp - [counted] p (delta - grad_lse), dw = [keep] p dp
+/// Chain rule of one chunk, by the final log-sum-exp in the units of the scores:
+///     p = exp2(unit (s - lse)), pw = [keep] p w, ds = pw dp - [counted] p delta, dw = [keep] p dp
+/// with delta = rowsum(grad_o o) - grad_lse.
 template <class T>
 struct Chain {
   View<T> score, weight;        ///< weight: none for 1
   View<int32_t> keep, counted;  ///< none: all pairs; counted none: as keep
   const T* dp = nullptr;        ///< <grad_o_i, v_j>, rows kLanes apart
-  const T* lse = nullptr;       ///< +inf for rows without keys
-  const T* delta = nullptr;     ///< rowsum(grad_o o) - grad_lse
-  bool rows_in_lanes = true;    ///< lse and delta: one a lane, or one a step
-  T* pw = nullptr;              ///< may be dp itself; or null
-  T* ds = nullptr;
-  T* dw = nullptr;  ///< or null
+  const T* lse = nullptr;       ///< a lane; +inf for rows without keys
+  const T* delta = nullptr;     ///< a lane
+  T unit = 1;                   ///< as in Absorb
+  T* pw = nullptr;              ///< may be the scores or dp themselves
+  T* ds = nullptr;              ///< may be dp itself
+  T* dw = nullptr;              ///< or null
   int64_t steps = 0, lanes = 0;
 };
 
@@ -191,13 +214,19 @@ struct Combine {
 template <class T>
 struct Primitives {
   void (*product)(const Product<T>&);
-  /// The same over the pairs of `mask` (depth x lanes) only: what is masked may hold NaN in a. Bits are those of
-  /// `product` wherever nothing but finite values are left out with b = 0.
-  void (*masked_product)(const Product<T>&, const int32_t* mask);
+  /// The same over the pairs of the mask only: what is left out may be NaN. Bits are those of `product` wherever
+  /// nothing but finite values times 0 are left out.
+  void (*masked_product)(const Product<T>&, const PairMask&);
   bool (*finite)(const T* data, int64_t rows, int64_t columns, int64_t row, int64_t column);
+  /// Sum of a[d] b[d]; where b is exactly 0 the product counts as 0 whatever a is.
+  T (*row_sum)(const T* a, int64_t a_column, const T* b, int64_t b_column, int64_t width);
+  void (*pack)(const Transpose<T>&);    ///< packed = scale array^T, zero in the lanes from count to the next kLaneUnit
+  void (*unpack)(const Transpose<T>&);  ///< array (+)= factor packed^T
   void (*run)(const Instruction* instructions, int64_t count, Frame& frame);
-  /// tile = live ? score : -inf, and the maximum of each lane.
+  /// tile = live ? score : -inf, and the maximum of each lane raised.
   void (*mask_scores)(T* tile, View<T> score, View<int32_t> live, int64_t steps, int64_t lanes, T* maximum);
+  /// mask (kLanes apart) = low[lane] <= first + step <= high[lane]
+  void (*band)(int32_t* mask, const int32_t* low, const int32_t* high, int32_t first, int64_t steps, int64_t lanes);
   void (*absorb)(const Absorb<T>&);
   void (*chain)(const Chain<T>&);
   void (*combine)(const Combine<T>&);

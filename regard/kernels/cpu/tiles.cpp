@@ -5,106 +5,103 @@
 namespace regard::kernels {
 
 template <class T>
-void pack_lanes(T* packed, const T* array, int64_t row, int64_t column, int64_t count, int64_t width) {
-  const int64_t lanes = (count + kLaneUnit - 1) / kLaneUnit * kLaneUnit;
-  for (int64_t d = 0; d < width; ++d) std::fill(packed + d * kLanes + count, packed + d * kLanes + lanes, T(0));
-  for (int64_t l = 0; l < count; ++l) {
-    const T* line = array + l * row;
-    for (int64_t d = 0; d < width; ++d) packed[d * kLanes + l] = line[d * column];
-  }
+void pack_rows(T* packed, const T* array, int64_t row, int64_t column, int64_t count, int64_t width, T scale) {
+  Transpose<T> t;
+  t.array = const_cast<T*>(array);
+  t.packed = packed;
+  t.row = row;
+  t.column = column;
+  t.count = count;
+  t.width = width;
+  t.scale = scale;
+  primitives<T>().pack(t);
 }
 
 template <class T>
-void add_lanes(T* array, int64_t row, const T* sums, int64_t count, int64_t width) {
-  for (int64_t l = 0; l < count; ++l) {
-    T* line = array + l * row;
-    for (int64_t d = 0; d < width; ++d) line[d] += sums[d * kLanes + l];
-  }
+Tiles<T>::Tiles(const Plan<T>& plan, const BoundPrograms& bound, const TileMap& map, Arena& arena)
+    : plan_(plan), bound_(bound), map_(map), arena_(arena) {
+  for (size_t d = 0; d < plan.dots.size(); ++d) scores_.push_back(arena.take<T>(kSteps * kLanes));
+  if (banded()) band_ = arena.take<int32_t>(kChunk * kLanes);
 }
 
 template <class T>
-Tiles<T>::Tiles(const Plan<T>& plan, const BoundPrograms& bound, const TileMap& map, Side lanes_side, Arena& arena)
-    : plan_(plan),
-      map_(map),
-      by_query_(lanes_side == Side::queries),
-      open_(bound.programs->open, bound.open, plan.space, arena),
-      masked_(bound.programs->masked, bound.masked, plan.space, arena) {
-  for (const DotOperand<T>& dot : plan.dots) {
-    packed_.push_back(arena.take<T>(dot.q.width * kLanes));
-    scores_.push_back(arena.take<T>(kSteps * kLanes));
-  }
-}
-
-template <class T>
-void Tiles<T>::begin(int64_t batch_index, int64_t head_index, int64_t tile) {
-  const int64_t length = by_query_ ? plan_.space.queries : plan_.space.keys;
+void Tiles<T>::begin(int64_t batch_index, int64_t head_index, int64_t query_tile) {
+  const Cut& queries = map_.cuts().queries;
   batch = batch_index;
   head = head_index;
-  tile_ = tile;
-  first_lane = tile * kLanes;
-  count = std::min(kLanes, length - first_lane);
+  first_query = queries.begin(query_tile);
+  count = queries.end(query_tile) - first_query;
   lanes = (count + kLaneUnit - 1) / kLaneUnit * kLaneUnit;
-  for (size_t d = 0; d < packed_.size(); ++d) {
-    const SideArray<T>& side = lane_side(d);
-    pack_lanes(packed_[d], side.at(batch, head, first_lane), side.array.row, side.array.column, count, side.width);
+  tile_ = query_tile;
+  for (int64_t l = 0; l < lanes && banded(); ++l) {
+    const int64_t position = first_query + l + plan_.space.query_offset;
+    const auto bounded = [](int64_t key) { return static_cast<int32_t>(std::clamp<int64_t>(key, -1, INT32_MAX)); };
+    low_[l] = bounded(position + plan_.band->low);
+    high_[l] = bounded(position + plan_.band->high);
   }
-  open_.stop();
-  masked_.stop();
+  if (open_) open_->stop();
+  if (masked_) masked_->stop();
 }
 
 template <class T>
-bool Tiles<T>::enter(int64_t block) {
-  const MappedTile mapped = map_.at(batch, head, tile_, block);
-  if (mapped.kind == TileKind::skipped) return false;
-  const int64_t length = by_query_ ? plan_.space.keys : plan_.space.queries;
-  first_step = block * kSteps + mapped.first_chunk * kChunk;
-  steps = std::min(block * kSteps + mapped.end_chunk * kChunk, length) - first_step;
-  program_ = mapped.kind == TileKind::open ? &open_ : &masked_;
-  if (!program_->started()) program_->begin_lanes(batch, head, first_lane, count);
-  program_->begin_steps(first_step, steps);
-  for (size_t d = 0; d < scores_.size(); ++d) {
-    const SideArray<T>& side = step_side(d);
-    Product<T> p;
-    p.c = scores_[d];
-    p.a = side.at(batch, head, first_step);
-    p.a_row = side.array.row;
-    p.a_depth = side.array.column;
-    p.b = packed_[d];
-    p.rows = steps;
-    p.depth = side.width;
-    p.lanes = lanes;
-    primitives<T>().product(p);
+bool Tiles<T>::enter(int64_t key_block) {
+  mapped_ = map_.at(batch, head, tile_, key_block);
+  if (mapped_.kind == TileKind::skipped) return false;
+  block = key_block;
+  block_begin = map_.cuts().keys.begin(block);
+  first_key = block_begin;
+  int64_t end = map_.cuts().keys.end(block);
+  if (masked()) {
+    end = std::min(block_begin + mapped_.end_chunk * kChunk, end);
+    if (banded()) end = std::min<int64_t>(end, high_[count - 1] + int64_t{1});
+    first_key = block_begin + mapped_.first_chunk * kChunk;
   }
+  steps = end - first_key;
+  open_ready_ = masked_ready_ = false;
   return true;
 }
 
 template <class T>
-void accumulate(T* c, const T* array, int64_t row, int64_t column, int64_t width, const T* tile, const int32_t* mask,
-                int64_t steps, int64_t lanes, const T* factor) {
+void Tiles<T>::multiply(size_t dot, const T* packed, T* maximum) {
+  const SideArray<T>& side = plan_.dots[dot].k;
   Product<T> p;
-  p.c = c;
-  p.a = array;
-  p.a_row = column;
-  p.a_depth = row;
-  p.b = tile;
-  p.rows = width;
-  p.depth = steps;
+  p.c = scores_[dot];
+  p.a = side.at(batch, head, first_key);
+  p.a_row = side.array.row;
+  p.a_depth = side.array.column;
+  p.b = packed;
+  p.rows = steps;
+  p.depth = side.width;
   p.lanes = lanes;
-  p.mode = factor != nullptr ? Product<T>::rescale : Product<T>::add;
-  p.factor = factor;
-  if (mask == nullptr || primitives<T>().finite(array, steps, width, row, column)) {
-    primitives<T>().product(p);
-  } else {
-    primitives<T>().masked_product(p, mask);
-  }
+  p.maximum = maximum;
+  primitives<T>().product(p);
 }
 
-#define REGARD_INSTANTIATE(T)                                                                                   \
-  template void pack_lanes(T*, const T*, int64_t, int64_t, int64_t, int64_t);                                   \
-  template void add_lanes(T*, int64_t, const T*, int64_t, int64_t);                                             \
-  template class Tiles<T>;                                                                                      \
-  template void accumulate(T*, const T*, int64_t, int64_t, int64_t, const T*, const int32_t*, int64_t, int64_t, \
-                           const T*);
+template <class T>
+View<int32_t> Tiles<T>::band(int64_t first, int64_t chunk_steps) {
+  primitives<T>().band(band_, low_, high_, static_cast<int32_t>(first_key + first), chunk_steps, lanes);
+  return {band_, kLanes};
+}
+
+template <class T>
+void Tiles<T>::run(int64_t first, int64_t steps_of_chunk) {
+  const bool hidden = hides(first);
+  auto& chosen = hidden ? masked_ : open_;
+  bool& ready = hidden ? masked_ready_ : open_ready_;
+  if (!chosen) {
+    chosen.emplace(hidden ? bound_.programs->masked : bound_.programs->open, hidden ? bound_.masked : bound_.open,
+                   plan_.space, arena_);
+  }
+  program_ = &*chosen;
+  if (!program_->started()) program_->begin_lanes(batch, head, first_query, count);
+  if (!ready) program_->begin_steps(first_key, steps);
+  ready = true;
+  program_->run(first, steps_of_chunk, scores_.data());
+}
+
+#define REGARD_INSTANTIATE(T)                                                   \
+  template void pack_rows(T*, const T*, int64_t, int64_t, int64_t, int64_t, T); \
+  template class Tiles<T>;
 REGARD_INSTANTIATE(float)
 REGARD_INSTANTIATE(double)
 #undef REGARD_INSTANTIATE

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "regard/kernels/cpu/arena.h"
@@ -9,55 +10,82 @@
 
 namespace regard::kernels {
 
-/// packed[d][l] = array[l][d] for `count` rows of a side, zero in the lanes beyond: (width x kLanes).
+/// packed (width x lanes) = scale times the transpose of `count` rows, zero in the lanes beyond.
 template <class T>
-void pack_lanes(T* packed, const T* array, int64_t row, int64_t column, int64_t count, int64_t width);
+void pack_rows(T* packed, const T* array, int64_t row, int64_t column, int64_t count, int64_t width, T scale);
 
-/// array[l][d] += sums[d][l]: a transposed sum added to contiguous gradients.
-template <class T>
-void add_lanes(T* array, int64_t row, const T* sums, int64_t count, int64_t width);
-
-/// The tile of one (batch, head) that a task works on: kLanes lanes against blocks of steps. Holds the packed lane
-/// side of every dot, the score tiles of one block, and the two programs.
+/// The tile that a task works on: queries of one (batch, head) in the lanes against one block of keys. Holds the score
+/// tiles of the block and the two programs, with and without masks.
 template <class T>
 class Tiles {
  public:
-  Tiles(const Plan<T>& plan, const BoundPrograms& bound, const TileMap& map, Side lanes, Arena& arena);
+  Tiles(const Plan<T>& plan, const BoundPrograms& bound, const TileMap& map, Arena& arena);
 
-  /// Packs the lane side of every dot for lanes [tile kLanes, ...) of (batch, head).
-  void begin(int64_t batch, int64_t head, int64_t tile);
+  /// Goes to a tile of queries of (batch, head).
+  void begin(int64_t batch, int64_t head, int64_t query_tile);
 
-  /// Goes to a block of steps: multiplies the dots and prepares the program. False when the block holds no pair.
+  /// Goes to a block of keys. False when the tile holds no pair of it.
   bool enter(int64_t block);
 
-  /// Runs the program over one chunk, steps [first, first + count) of the block.
-  void run(int64_t first, int64_t count) { program_->run(first, count, scores_.data()); }
+  /// S^T = K Q^T of one dot, from its packed queries; raises `maximum` of the lanes unless null.
+  void multiply(size_t dot, const T* packed, T* maximum);
 
-  TileEvaluator<T>& program() { return *program_; }
-  bool masked() const { return program_ == &masked_; }
+  /// Whether the products are the scores of all pairs.
+  bool plain() const { return plan_.plain && !masked(); }
+  bool masked() const { return mapped_.kind == TileKind::masked; }
+
+  /// Whether some pair of the chunk that begins at this step is hidden.
+  bool hides(int64_t first) const { return masked() && mapped_.masked((first_key - block_begin + first) / kChunk); }
+  /// Whether the mask is a band (causal, window): then it needs no program.
+  bool banded() const { return plan_.band.has_value(); }
+  /// The band's mask of one chunk.
+  View<int32_t> band(int64_t first, int64_t steps);
+  /// Runs the program over one chunk, steps [first, first + count) of the block.
+  void run(int64_t first, int64_t count);
+  TileEvaluator<T>& program() { return *program_; }  ///< that ran last
   T* scores(size_t dot) const { return scores_[dot]; }
-  const SideArray<T>& lane_side(size_t dot) const { return by_query_ ? plan_.dots[dot].q : plan_.dots[dot].k; }
-  const SideArray<T>& step_side(size_t dot) const { return by_query_ ? plan_.dots[dot].k : plan_.dots[dot].q; }
+
+  /// What packed queries are multiplied by, what turns their scores into base 2, and into natural ones.
+  T query_scale() const { return plan_.plain ? static_cast<T>(plan_.space.scale * kLog2E) : T(1); }
+  T unit() const { return plan_.plain ? T(1) : static_cast<T>(kLog2E); }
+  T natural() const { return plan_.plain ? static_cast<T>(kLn2) : T(1); }
 
   int64_t batch = 0, head = 0;
-  int64_t first_lane = 0, count = 0, lanes = 0;  ///< of the tile; lanes: count rounded up to kLaneUnit
-  int64_t first_step = 0, steps = 0;             ///< of the block
-  int64_t blocks() const { return map_.step_blocks(); }
+  int64_t first_query = 0, count = 0, lanes = 0;  ///< of the tile; lanes: count rounded up to kLaneUnit
+  int64_t block = 0, block_begin = 0;             ///< of the keys
+  int64_t first_key = 0, steps = 0;               ///< of the part of the block that holds pairs
+  const TileMap& map() const { return map_; }
 
  private:
+  static constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.693147180559945309417;
+
   const Plan<T>& plan_;
+  const BoundPrograms& bound_;
   const TileMap& map_;
-  const bool by_query_;
-  TileEvaluator<T> open_, masked_;
+  Arena& arena_;
+  std::optional<TileEvaluator<T>> open_, masked_;  // made when first needed: a plain call needs none
   TileEvaluator<T>* program_ = nullptr;
-  std::vector<T*> packed_, scores_;
+  bool open_ready_ = false, masked_ready_ = false;  // steps of this block
+  std::vector<T*> scores_;
+  int32_t* band_ = nullptr;                         // mask of one chunk
+  alignas(64) int32_t low_[kLanes], high_[kLanes];  // keys of each lane
+  MappedTile mapped_;
   int64_t tile_ = 0;
 };
 
-/// c (width x lanes) += or = (factor) array^T tile over the steps of a block, where `array` is the step side. Pairs
-/// outside `mask` (null: none is) contribute nothing even if the array holds NaN there.
+/// Whether blocks of rows hold finite values alone, looked at once a block.
 template <class T>
-void accumulate(T* c, const T* array, int64_t row, int64_t column, int64_t width, const T* tile, const int32_t* mask,
-                int64_t steps, int64_t lanes, const T* factor);
+class FiniteBlocks {
+ public:
+  void reset(int64_t blocks) { known_.assign(static_cast<size_t>(blocks), -1); }
+  bool at(int64_t block, const T* array, int64_t rows, int64_t width, int64_t row, int64_t column) {
+    int8_t& known = known_[static_cast<size_t>(block)];
+    if (known < 0) known = primitives<T>().finite(array, rows, width, row, column);
+    return known != 0;
+  }
+
+ private:
+  std::vector<int8_t> known_;
+};
 
 }  // namespace regard::kernels

@@ -1,0 +1,203 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "regard/kernels/cpu/tiles.h"
+
+namespace regard::kernels {
+
+/// Where a task leaves the rows of one part of the keys: sums not yet divided, (parts, B, H, M, Dv) and (parts, B, H,
+/// M); maxima in base 2.
+template <class T>
+struct Partial {
+  T *o = nullptr, *maximum = nullptr, *sum = nullptr;
+};
+
+/// One tile of queries of one (batch, head) against the key blocks [first, end). See forward.cpp.
+template <class T>
+class ForwardTask {
+ public:
+  ForwardTask(const Plan<T>& plan, const BoundPrograms& bound, const TileMap& map, Arena& arena)
+      : plan_(plan), call_(plan.call), tiles_(plan, bound, map, arena) {
+    for (const DotOperand<T>& dot : plan.dots) packed_.push_back(arena.take<T>(dot.q.width * kLanes));
+    output_ = arena.take<T>(call_.Dv * kLanes);
+    state_ = arena.take<RowState<T>>(1);
+    tile_ = plan.dots.empty() ? arena.take<T>(kSteps * kLanes) : tiles_.scores(0);
+    if (plan.pairs.weight.defined()) weight_ = arena.take<T>(kSteps * kLanes);
+    if (!plan.pairs.masked()) return;
+    keep_ = arena.take<int32_t>(kSteps * kLanes);
+    if (plan.pairs.counted.pointer() != plan.pairs.keep.pointer()) counted_ = arena.take<int32_t>(kSteps * kLanes);
+    finite_.reset(map.cuts().keys.parts);
+  }
+
+  void run(int64_t batch, int64_t head, int64_t query_tile, int64_t first, int64_t end) {
+    tiles_.begin(batch, head, query_tile);
+    for (size_t d = 0; d < packed_.size(); ++d) {
+      const SideArray<T>& q = plan_.dots[d].q;
+      pack_rows(packed_[d], q.at(batch, head, tiles_.first_query), q.array.row, q.array.column, tiles_.count, q.width,
+                tiles_.query_scale());
+    }
+    start_rows(first == 0);
+    first = std::max(first, tiles_.map().first_block(batch, head, query_tile));
+    end = std::min(end, tiles_.map().end_block(batch, head, query_tile));
+    for (int64_t block = first; block < end; ++block) {
+      if (tiles_.enter(block)) absorb_block();
+    }
+  }
+
+  /// o and lse of the call's rows.
+  void finish() {
+    const Array4<T>& o = call_.o;
+    T* lse = call_.lse + row();
+    alignas(64) T inverse[kLanes];
+    for (int64_t l = 0; l < tiles_.count; ++l) {
+      const T sum = state_->sum[l];
+      inverse[l] = sum == 0 ? T(0) : 1 / sum;
+      lse[l] = sum == 0 ? kNothing : state_->maximum[l] * tiles_.natural() + std::log(sum);
+    }
+    write_rows(o.data + tiles_.batch * o.batch + tiles_.head * o.head + tiles_.first_query * o.row, o.row, o.column,
+               inverse);
+  }
+
+  /// The state itself, for a later merge.
+  void leave(const Partial<T>& partial, int64_t part) {
+    const int64_t at = part * call_.B * call_.H * call_.M + row();
+    for (int64_t l = 0; l < tiles_.count; ++l) partial.maximum[at + l] = state_->maximum[l] * tiles_.unit();
+    std::copy_n(state_->sum, tiles_.count, partial.sum + at);
+    write_rows(partial.o + at * call_.Dv, call_.Dv, 1, nullptr);
+  }
+
+ private:
+  static constexpr T kNothing = -std::numeric_limits<T>::infinity();
+
+  int64_t row() const { return (tiles_.batch * call_.H + tiles_.head) * call_.M + tiles_.first_query; }
+
+  /// The state before the first key: the sinks' logits alone.
+  void start_rows(bool with_sinks) {
+    T maximum = kNothing, sum = 0;
+    const T* sinks = call_.sinks + tiles_.head * call_.sink_count;
+    const int64_t sink_count = with_sinks ? call_.sink_count : 0;
+    for (int64_t s = 0; s < sink_count; ++s) maximum = std::max(maximum, sinks[s]);
+    for (int64_t s = 0; s < sink_count && maximum != kNothing; ++s) sum += std::exp(sinks[s] - maximum);
+    std::fill_n(state_->maximum, kLanes, maximum / tiles_.natural());
+    std::fill_n(state_->sum, kLanes, sum);
+    std::fill_n(output_, call_.Dv * kLanes, T(0));
+  }
+
+  void absorb_block() {
+    std::fill_n(state_->block_maximum, kLanes, kNothing);
+    const bool masked = tiles_.masked();
+    const SideArray<T>& v = plan_.v;
+    const T* values = v.at(tiles_.batch, tiles_.head, tiles_.first_key);
+    // A hidden pair's weight is 0, but 0 times NaN is not.
+    const bool clean = !masked || finite_.at(tiles_.block, v.at(tiles_.batch, tiles_.head, tiles_.block_begin),
+                                             block_keys(), v.width, v.array.row, v.array.column);
+    for (size_t d = 0; d < packed_.size(); ++d) {
+      tiles_.multiply(d, packed_[d], tiles_.plain() ? state_->block_maximum : nullptr);
+    }
+    // Hidden scores are -inf: without weights and with counted = keep their exponentials are 0 already.
+    const bool needs_keep = masked && (weight_ != nullptr || counted_ != nullptr || !clean);
+    for (int64_t first = 0; first < tiles_.steps && !tiles_.plain(); first += kChunk) {
+      keep_chunk(first, std::min(kChunk, tiles_.steps - first), needs_keep);
+    }
+    Absorb<T> absorb;
+    absorb.tile = tile_;
+    absorb.weight = weight_;
+    absorb.counted = masked ? counted_ : nullptr;
+    absorb.keep = needs_keep && (weight_ != nullptr || counted_ != nullptr) ? keep_ : nullptr;
+    absorb.unit = tiles_.unit();
+    absorb.steps = tiles_.steps;
+    absorb.lanes = tiles_.lanes;
+    absorb.state = state_;
+    primitives<T>().absorb(absorb);
+    accumulate(values, clean);
+  }
+
+  int64_t block_keys() const {
+    const Cut& keys = tiles_.map().cuts().keys;
+    return keys.end(tiles_.block) - keys.begin(tiles_.block);
+  }
+
+  /// Scores, masks and weights of one chunk, from the program into the block's tiles. The score tile may be where the
+  /// program reads its dot, so it is written last.
+  void keep_chunk(int64_t first, int64_t steps, bool needs_keep) {
+    const int64_t at = first * kLanes;
+    View<T> score{tile_ + at, kLanes};
+    View<int32_t> live;
+    if (plan_.plain && tiles_.banded()) {
+      if (tiles_.hides(first)) live = tiles_.band(first, steps);
+      if (needs_keep) copy_mask(keep_ + at, live, steps);
+    } else if (!plan_.plain || tiles_.hides(first)) {
+      tiles_.run(first, steps);
+      const TileEvaluator<T>& program = tiles_.program();
+      const Program& code = program.program();
+      if (weight_ != nullptr) copy_rows(weight_ + at, program.reals(code.weight), steps);
+      if (needs_keep) copy_mask(keep_ + at, program.integers(code.keep), steps);
+      if (needs_keep && counted_ != nullptr) copy_mask(counted_ + at, program.integers(code.counted), steps);
+      score = program.reals(code.score);
+      live = program.integers(code.live);
+    } else if (needs_keep) {
+      copy_mask(keep_ + at, {}, steps);
+      if (counted_ != nullptr) copy_mask(counted_ + at, {}, steps);
+    }
+    primitives<T>().mask_scores(tile_ + at, score, live, steps, tiles_.lanes, state_->block_maximum);
+  }
+
+  void copy_rows(T* to, View<T> from, int64_t steps) const {
+    for (int64_t s = 0; s < steps; ++s) std::copy_n(from.data + s * from.step, tiles_.lanes, to + s * kLanes);
+  }
+
+  /// No mask: all pairs.
+  void copy_mask(int32_t* to, View<int32_t> from, int64_t steps) const {
+    for (int64_t s = 0; s < steps; ++s) {
+      if (from) {
+        std::copy_n(from.data + s * from.step, tiles_.lanes, to + s * kLanes);
+      } else {
+        std::fill_n(to + s * kLanes, tiles_.lanes, 1);
+      }
+    }
+  }
+
+  /// O^T = factor O^T + V^T P^T
+  void accumulate(const T* values, bool clean) {
+    const SideArray<T>& v = plan_.v;
+    Product<T> p;
+    p.c = output_;
+    p.a = values;
+    p.a_row = v.array.column;
+    p.a_depth = v.array.row;
+    p.b = tile_;
+    p.rows = v.width;
+    p.depth = tiles_.steps;
+    p.lanes = tiles_.lanes;
+    p.mode = Product<T>::rescale;
+    p.factor = state_->factor;
+    clean ? primitives<T>().product(p) : primitives<T>().masked_product(p, {keep_, 0, kLanes, 1});
+  }
+
+  void write_rows(T* array, int64_t row, int64_t column, const T* factor) const {
+    Transpose<T> t;
+    t.array = array;
+    t.packed = output_;
+    t.row = row;
+    t.column = column;
+    t.count = tiles_.count;
+    t.width = call_.Dv;
+    t.factor = factor;
+    primitives<T>().unpack(t);
+  }
+
+  const Plan<T>& plan_;
+  const Attention<T>& call_;
+  Tiles<T> tiles_;
+  FiniteBlocks<T> finite_;  // of values
+  std::vector<T*> packed_;  // Q^T of every dot
+  T* output_ = nullptr;     // O^T (Dv x kLanes), not yet divided
+  RowState<T>* state_ = nullptr;
+  T *tile_ = nullptr, *weight_ = nullptr;
+  int32_t *keep_ = nullptr, *counted_ = nullptr;
+};
+
+}  // namespace regard::kernels
