@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from . import _library  # noqa: F401  loads the ops
 from .errors import fail, suggestion
 from .spec import Spec
 from .trace import trace
@@ -73,19 +74,53 @@ def attention(q, k, v, *, score=None, mask=None, weight=None, counted=None, pair
     Errors: ValueError "[attention] expected ...; found ..." naming the argument; a function that cannot be traced
     raises `TraceError` with its file and line.
     """
-    _check_tensors("attention", q=q, k=k, v=v)
-    query_offset, seed = _integer("attention", "query_offset", query_offset), _seed("attention", seed)
-    call = _prepare("attention", q, score=score, mask=mask, weight=weight, counted=counted, pair_outputs=pair_outputs,
-                    spec=spec, captures=captures, operands=operands, normalizer=normalizer, sinks=sinks, scale=scale,
-                    is_causal=is_causal, dropout=dropout)
-    seed = _drawn("attention", call, seed, q)
-    packed = _packed("attention", cu_seqlens, cu_seqlens_q, cu_seqlens_k)
-    op = torch.ops.regard.attention_packed if packed else torch.ops.regard.attention
-    output = AttentionOutput(*op(q, k, v, *packed, call.spec, call.captures, call.operands, sinks, seed, query_offset,
-                                 _path("attention", path)))
+    if not (isinstance(q, torch.Tensor) and isinstance(k, torch.Tensor) and isinstance(v, torch.Tensor)):
+        _check_tensors("attention", q=q, k=k, v=v)
+    if type(query_offset) is not int:
+        query_offset = _integer("attention", "query_offset", query_offset)
+    if seed is not None:
+        seed = _seed("attention", seed)
+    call = None
+    if score is mask is weight is counted is captures is operands is sinks is spec is None and not pair_outputs:
+        call = _defaults(normalizer, scale, is_causal, dropout)
+    if call is None:
+        call = _prepare("attention", q, score=score, mask=mask, weight=weight, counted=counted,
+                        pair_outputs=pair_outputs, spec=spec, captures=captures, operands=operands,
+                        normalizer=normalizer, sinks=sinks, scale=scale, is_causal=is_causal, dropout=dropout)
+    if call.dropout or seed is not None:
+        seed = _drawn("attention", call, seed, q)
+    path = path if path in PATHS else _path("attention", path)
+    if cu_seqlens is cu_seqlens_q is cu_seqlens_k is None:
+        o, lse, pairs = _ATTENTION(q, k, v, call.spec, call.captures, call.operands, sinks, seed, query_offset, path)
+    else:
+        packed = _packed("attention", cu_seqlens, cu_seqlens_q, cu_seqlens_k)
+        o, lse, pairs = torch.ops.regard.attention_packed(q, k, v, *packed, call.spec, call.captures, call.operands,
+                                                          sinks, seed, query_offset, path)
     if call.pairs:
-        return output
-    return (output.o, output.lse) if return_lse else output.o
+        return AttentionOutput(o, lse, pairs)
+    return (o, lse) if return_lse else o
+
+
+_ATTENTION = torch.ops.regard.attention.default
+_made: dict[tuple, "_Call"] = {}  # calls without functions, by their settings: nothing is traced for them again
+
+
+def _defaults(normalizer, scale, is_causal, dropout) -> "_Call | None":
+    """A call that brings settings alone; None for what `_prepare` has to look at."""
+    if torch.compiler.is_compiling():
+        return None
+    key = (normalizer, scale, is_causal, dropout)
+    # Equal keys of other types (1 and True) would pass unchecked.
+    if type(normalizer) is not str or type(is_causal) is not bool or type(dropout) is not float or \
+            not (scale is None or type(scale) is float):
+        return None
+    call = _made.get(key)
+    if call is None:
+        if len(_made) >= 1024:  # a scale of its own every call
+            _made.clear()
+        call = _made[key] = _prepare("attention", None, normalizer=normalizer, scale=scale, is_causal=is_causal,
+                                     dropout=dropout)
+    return call
 
 
 def _drawn(function: str, call: "_Call", seed, q):
@@ -130,11 +165,12 @@ def _prepare(function, q, *, score=None, mask=None, weight=None, counted=None, p
     if sinks is not None:
         _check_tensors(function, sinks=sinks)
     if spec is not None:
-        given = {"score": score is not None, "mask": mask is not None, "weight": weight is not None,
-                 "counted": counted is not None, "pair_outputs": bool(pair_outputs), "is_causal": bool(is_causal),
-                 "normalizer": normalizer != "softmax", "scale": scale is not None, "dropout": bool(dropout)}
-        twice = [name for name, set_ in given.items() if set_]
-        if twice:
+        if pair_outputs or is_causal or dropout or normalizer != "softmax" or \
+                not score is mask is weight is counted is scale is None:
+            given = {"score": score is not None, "mask": mask is not None, "weight": weight is not None,
+                     "counted": counted is not None, "pair_outputs": bool(pair_outputs), "is_causal": bool(is_causal),
+                     "normalizer": normalizer != "softmax", "scale": scale is not None, "dropout": bool(dropout)}
+            twice = [name for name, set_ in given.items() if set_]
             fail(function, "either spec or the arguments that make one", f"spec and {', '.join(twice)}")
         if not isinstance(spec, Spec):
             spec = Spec.from_json(spec)
@@ -150,7 +186,7 @@ def _prepare(function, q, *, score=None, mask=None, weight=None, counted=None, p
             fail(function, "captures only beside spec (functions bring their own tensors)", "captures without spec")
         traced = trace(function, score=score, mask=mask, weight=weight, counted=counted, pair_outputs=pair_outputs,
                        normalizer=normalizer, sinks=sinks is not None, scale=scale, dropout=dropout,
-                       is_causal=is_causal, device=q.device)
+                       is_causal=is_causal, device=None if q is None else q.device)
         text, table, tensors, operand_names = traced
         names = list(tensors)
         kind = normalizer if isinstance(normalizer, str) else normalizer.get("kind", "softmax")
@@ -161,6 +197,8 @@ def _prepare(function, q, *, score=None, mask=None, weight=None, counted=None, p
 
 def _named_tensors(function: str, names: list[str], tensors) -> list:
     """The captures in the order of their sorted names."""
+    if not names and tensors == {}:
+        return []
     if not isinstance(tensors, dict):
         fail(function, "captures to be a dict of tensors by name", type(tensors).__name__)
     for name in tensors:
@@ -176,6 +214,8 @@ def _named_tensors(function: str, names: list[str], tensors) -> list:
 
 def _pairs(function: str, names: list[str], operands) -> list:
     """q_x, k_x of every operand name, interleaved, in the order of the sorted names."""
+    if not names and operands is None:
+        return []
     operands = {} if operands is None else operands
     if not isinstance(operands, dict):
         fail(function, "operands to be a dict name -> (q_x, k_x)", type(operands).__name__)
@@ -252,8 +292,11 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
     if query.dim() < 2 or key.dim() != query.dim() or value.dim() != query.dim():
         fail(name, "query, key and value of one rank, at least 2",
              f"{query.dim()}, {key.dim()} and {value.dim()} axes")
-    batch = torch.broadcast_shapes(*[x.shape[:-3] for x in (query, key, value)])
-    q, k, v = (_four_axes(x, batch) for x in (query, key, value))
+    if query.dim() == 4 and query.shape[0] == key.shape[0] == value.shape[0]:
+        batch, q, k, v = query.shape[:1], query, key, value
+    else:
+        batch = torch.broadcast_shapes(*[x.shape[:-3] for x in (query, key, value)])
+        q, k, v = (_four_axes(x, batch) for x in (query, key, value))
     if q.shape[1] != k.shape[1] and not enable_gqa:
         fail(name, "as many key heads as query heads (or enable_gqa=True)", f"{k.shape[1]} and {q.shape[1]}")
     functions = {}
@@ -261,7 +304,7 @@ def scaled_dot_product_attention(query, key, value, attn_mask=None, dropout_p=0.
         _check_tensors(name, attn_mask=attn_mask)
         functions = _mask_functions(name, attn_mask, query, batch, k.shape[2])
     o = attention(q, k, v, scale=scale, dropout=dropout_p, is_causal=is_causal, **functions)
-    return o.reshape(*batch, *query.shape[-3:-1], v.shape[-1])
+    return o if query.dim() == 4 else o.reshape(*batch, *query.shape[-3:-1], v.shape[-1])
 
 
 def _four_axes(x: torch.Tensor, batch) -> torch.Tensor:

@@ -21,22 +21,22 @@ using torch::autograd::variable_list;
 /// Derivatives that no fused kernel has (forward mode, the derivative of the backward) run the formulas under a counter
 /// of their own; in strict mode that is an error where the path was left open or asked to be fused.
 void count_formula(const char* op, const Call& call, c10::string_view path) {
-  const Path named = path_from_name(op, std::string(path));
+  const Path named = path_from_name(op, path);
   if (strict() && (named == Path::automatic || named == Path::fused))
     fail(op, "a derivative that the fused path has, because strict is on", "one that runs in stripes");
   if (!traced(call.q)) count_path(op, named == Path::composite ? Path::composite : Path::stripe);
 }
 
 struct AttentionBackward final : Node {
-  std::string spec, path;
+  std::shared_ptr<const SpecFacts> facts;
+  std::string path;
   c10::SymInt query_offset;
-  size_t captures = 0;
   Saved inputs, outputs, seed;  // inputs: q, k, v, captures, operands, sinks
   std::string name() const override { return "AttentionBackward"; }
 
   variable_list apply(variable_list&& grads) override {
     const auto in = inputs.unpack(nullptr), out = outputs.unpack(getptr());
-    const size_t sinks = in.size() - 1;
+    const size_t sinks = in.size() - 1, captures = facts->captures.size();
     variable_list result(in.size());
     if (!grads[0].defined() && !grads[1].defined() && !grads[2].defined()) return result;
     std::array<bool, 6> wanted{};  // q, k, v, sinks, captures, operands
@@ -46,8 +46,8 @@ struct AttentionBackward final : Node {
     const auto some = [](const at::Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
     const at::TensorList list(in);
     const auto [dq, dk, dv, dsinks, dcaptures, doperands] =
-        call_attention_backward(grad_o, some(grads[1]), some(grads[2]), out[0], out[1], in[0], in[1], in[2], spec,
-                                list.slice(3, captures), list.slice(3 + captures, sinks - 3 - captures),
+        call_attention_backward(grad_o, some(grads[1]), some(grads[2]), out[0], out[1], in[0], in[1], in[2],
+                                facts->text, list.slice(3, captures), list.slice(3 + captures, sinks - 3 - captures),
                                 some(in[sinks]), some(seed.unpack(nullptr)[0]), query_offset, path, wanted);
     variable_list all = {dq, dk, dv};
     all.insert(all.end(), dcaptures.begin(), dcaptures.end());
@@ -70,11 +70,12 @@ AttentionResult attend_autograd(at::TensorList tensors, c10::string_view spec, c
   std::vector<at::Tensor> inputs = tensors.vec();
   inputs.push_back(defined(sinks));
   const bool differentiated = any_requires_grad(inputs), forward = any_forward_grad(inputs);
-  const size_t captures = intern(std::string(spec))->captures().size();
+  const auto facts = facts_of(spec);
+  const size_t captures = facts->captures.size();
   if (forward || (differentiated && path == "composite")) {
-    const Call call = make_call("attention", tensors[0], tensors[1], tensors[2], std::string(spec),
-                                tensors.slice(3, captures), tensors.slice(3 + captures), sinks, seed, query_offset);
-    const bool composite = path_from_name("attention", std::string(path)) == Path::composite;
+    const Call call = make_call("attention", tensors[0], tensors[1], tensors[2], spec, tensors.slice(3, captures),
+                                tensors.slice(3 + captures), sinks, seed, query_offset);
+    const bool composite = path_from_name("attention", path) == Path::composite;
     if (forward)
       count_formula("attention_forward_mode", call, path);
     else if (!traced(call.q))
@@ -90,10 +91,9 @@ AttentionResult attend_autograd(at::TensorList tensors, c10::string_view spec, c
   if (!differentiated) return out;
   auto node = make_node<AttentionBackward>();
   node->set_next_edges(edges_of(inputs));
-  node->spec = std::string(spec);
+  node->facts = facts;
   node->path = std::string(path);
   node->query_offset = query_offset;
-  node->captures = captures;
   node->inputs.save(inputs);
   node->seed.save({defined(seed)});
   auto& [o, lse, pairs] = out;
@@ -121,8 +121,7 @@ AttentionGradients attention_backward_autograd(const at::Tensor& grad_o, const O
                                    query_offset, path, wanted);
   }
   // Second derivatives: o and lse are functions of the inputs and are recomputed as such, never read.
-  const Call call =
-      make_call("attention_backward", q, k, v, std::string(spec), captures, operands, sinks, seed, query_offset);
+  const Call call = make_call("attention_backward", q, k, v, spec, captures, operands, sinks, seed, query_offset);
   count_formula("attention_backward_derivative", call, path);
   const Wanted want{wanted[0], wanted[1], wanted[2], wanted[4], wanted[5], wanted[3]};
   const StripeGradient g =

@@ -21,9 +21,8 @@ Call call_of(at::TensorList tensors, c10::string_view spec, const OptionalTensor
              const c10::SymInt& query_offset) {
   require(tensors.size() >= 3, "attend", "q, k, v before the captures and operands",
           std::to_string(tensors.size()) + " tensors");
-  const std::string text(spec);
-  const size_t captures = std::min(intern(text)->captures().size(), tensors.size() - 3);
-  return make_call("attention", tensors[0], tensors[1], tensors[2], text, tensors.slice(3, captures),
+  const size_t captures = std::min(facts_of(spec)->captures.size(), tensors.size() - 3);
+  return make_call("attention", tensors[0], tensors[1], tensors[2], spec, tensors.slice(3, captures),
                    tensors.slice(3 + captures), sinks, seed, query_offset);
 }
 
@@ -31,7 +30,7 @@ AttentionResult attend_kernel(at::TensorList tensors, c10::string_view spec, con
                               const OptionalTensor& seed, c10::SymInt query_offset, c10::string_view path) {
   const at::NoGradGuard below_autograd;  // inputs still say requires_grad here: stripes must not record themselves
   const Call call = call_of(tensors, spec, sinks, seed, query_offset);
-  const Path chosen = choose_path("attention", call, std::string(path));
+  const Path chosen = choose_path("attention", call, path);
   count_path("attention", chosen);
   const Stripe out = chosen == Path::fused ? blocked_forward(call)
                                            : attend_in_stripes(call, chosen == Path::stripe ? stripe_rows(call) : 0);
@@ -41,11 +40,11 @@ AttentionResult attend_kernel(at::TensorList tensors, c10::string_view spec, con
 AttentionResult attend_meta(at::TensorList tensors, c10::string_view spec, const OptionalTensor& sinks,
                             const OptionalTensor& seed, c10::SymInt query_offset, c10::string_view path) {
   const Call call = call_of(tensors, spec, sinks, seed, query_offset);
-  path_from_name("attention", std::string(path));
+  path_from_name("attention", path);
   const auto statistics = call.q.options().dtype(call.compute());
   return {at::empty_symint({call.B(), call.H(), call.M(), call.v.sym_size(3)}, call.q.options()),
           at::empty_symint({call.B(), call.H(), call.M()}, statistics),
-          at::empty_symint({call.B(), call.H(), call.M(), call.spec->pair_channels()}, statistics)};
+          at::empty_symint({call.B(), call.H(), call.M(), call.facts->pair_channels}, statistics)};
 }
 
 AttentionResult attention_composite(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
@@ -67,9 +66,8 @@ AttentionGradients attention_backward_kernel(const at::Tensor& grad_o, const Opt
                                              const OptionalTensor& seed, c10::SymInt query_offset,
                                              c10::string_view path, std::array<bool, 6> wanted) {
   const at::NoGradGuard below_autograd;
-  const Call call =
-      make_call("attention_backward", q, k, v, std::string(spec), captures, operands, sinks, seed, query_offset);
-  const Path chosen = choose_path("attention_backward", call, std::string(path));
+  const Call call = make_call("attention_backward", q, k, v, spec, captures, operands, sinks, seed, query_offset);
+  const Path chosen = choose_path("attention_backward", call, path);
   count_path("attention_backward", chosen);
   const Wanted want{wanted[0], wanted[1], wanted[2], wanted[4], wanted[5], wanted[3]};
   const StripeGradient g = chosen == Path::fused
@@ -105,7 +103,7 @@ AttentionResult attend_autocast(at::TensorList tensors, c10::string_view spec, c
                                 const OptionalTensor& seed, c10::SymInt query_offset, c10::string_view path) {
   const c10::impl::ExcludeDispatchKeyGuard guard(
       c10::DispatchKeySet(at::autocast::get_autocast_dispatch_key_from_device_type(device)));
-  const size_t first_operand = 3 + intern(std::string(spec))->captures().size();
+  const size_t first_operand = 3 + facts_of(spec)->captures.size();
   std::vector<at::Tensor> cast = tensors.vec();
   for (size_t i = 0; i < cast.size(); ++i)  // captures keep their dtype: they enter the scores, not the products
     if (i < 3 || i >= first_operand)
@@ -146,7 +144,8 @@ AttentionResult call_attend(at::TensorList tensors, c10::string_view spec, const
 AttentionResult call_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, c10::string_view spec,
                                at::TensorList captures, at::TensorList operands, const OptionalTensor& sinks,
                                const OptionalTensor& seed, const c10::SymInt& query_offset, c10::string_view path) {
-  check_counts("attention", *intern(std::string(spec)), captures, operands);
+  const auto facts = facts_of(spec);
+  check_counts("attention", facts->captures.size(), facts->operands.size(), captures, operands);
   std::vector<at::Tensor> tensors = {q, k, v};
   tensors.insert(tensors.end(), captures.begin(), captures.end());
   tensors.insert(tensors.end(), operands.begin(), operands.end());

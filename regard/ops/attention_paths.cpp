@@ -39,7 +39,7 @@ Call with_tensors(const Call& call, const std::vector<at::Tensor>& tensors) {
   return out;
 }
 
-Path choose_path(const char* function, const Call& call, const std::string& requested) {
+Path choose_path(const char* function, const Call& call, std::string_view requested) {
   const Path path = path_from_name(function, requested);
   if (path == Path::stripe || path == Path::composite) return path;
   const std::string refusal = fused_refusal(call);

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <string>
+#include <string_view>
 
 #include "regard/ops/formula.h"
 #include "regard/ops/paths.h"
@@ -14,7 +14,7 @@ Call with_tensors(const Call& call, const std::vector<at::Tensor>& tensors);
 
 /// The path that `requested` means for this call. Throws when a named path cannot run it, or in strict mode when the
 /// automatic choice is not the fused path; the message says what stands in the way.
-Path choose_path(const char* function, const Call& call, const std::string& requested);
+Path choose_path(const char* function, const Call& call, std::string_view requested);
 
 /// Forward over all rows in stripes of `block` rows (0: at once, the composite path). In compute dtype.
 Stripe attend_in_stripes(const Call& call, int64_t block);

@@ -57,14 +57,14 @@ struct Bound {
     call.q = array_of<const T>(q);
     call.k = array_of<const T>(k);
     call.v = array_of<const T>(v);
-    const auto names = source.spec->captures();
+    const auto& names = source.facts->captures;
     for (size_t i = 0; i < names.size(); ++i) {
       captures.push_back(readable(source.captures[i]));
       const at::Tensor& t = captures.back();
       call.captures.push_back(
           {names[i], t.const_data_ptr(), element_of(t.scalar_type()), t.sizes().vec(), t.strides().vec(), nullptr});
     }
-    const auto operand_names = source.spec->operands();
+    const auto& operand_names = source.facts->operands;
     for (size_t i = 0; i < operand_names.size(); ++i) {
       operands.push_back(source.operands[2 * i].to(compute));
       operands.push_back(source.operands[2 * i + 1].to(compute));

@@ -1,6 +1,5 @@
 #include "regard/ops/call.h"
 
-#include <algorithm>
 #include <cmath>
 #include <sstream>
 
@@ -25,93 +24,83 @@ Type class_of(at::ScalarType type) {
   return at::isIntegralType(type, false) ? Type::integer : Type::real;
 }
 
-void check_operand(const char* function, const std::string& name, const at::Tensor& t, const at::Tensor& q) {
-  require(t.defined() && t.dim() == 4, function, (name + " of 4 dimensions (batch, heads, length, width)").c_str(),
-          t.defined() ? "shape " + shape_of(t) : "an undefined tensor");
-  require(t.scalar_type() == q.scalar_type(), function, (name + " of q's dtype " + toString(q.scalar_type())).c_str(),
-          toString(t.scalar_type()));
-  if (t.device() != q.device()) fail(function, name + " on q's device " + q.device().str(), t.device().str());
+// Checks come before any computation of every call, so that they must cost next to nothing when they hold: what a
+// message says is put together only for a refusal.
+struct Label {
+  const char* text;
+  const std::string* operand = nullptr;  ///< "operand q of 'name'"
+  std::string str() const { return operand == nullptr ? text : text + (" '" + *operand + "'"); }
+};
+
+void check_operand(const char* function, const Label& label, const at::Tensor& t, const at::Tensor& q) {
+  if (!t.defined() || t.dim() != 4)
+    fail(function, label.str() + " of 4 dimensions (batch, heads, length, width)",
+         t.defined() ? "shape " + shape_of(t) : "an undefined tensor");
+  if (t.scalar_type() != q.scalar_type())
+    fail(function, label.str() + " of q's dtype " + toString(q.scalar_type()), toString(t.scalar_type()));
+  if (t.device() != q.device()) fail(function, label.str() + " on q's device " + q.device().str(), t.device().str());
 }
 
-void check_size(const char* function, const std::string& what, const at::Tensor& t, int64_t dim,
+void check_size(const char* function, const Label& label, const at::Tensor& t, int64_t dim,
                 const c10::SymInt& expected) {
-  if (t.sym_size(dim) != expected) {
-    std::ostringstream text;
-    text << what << " of size " << expected << " in dimension " << dim;
-    fail(function, text.str(), "shape " + shape_of(t));
-  }
+  if (t.sym_size(dim) == expected) return;
+  std::ostringstream text;
+  text << label.str() << " of size " << expected << " in dimension " << dim;
+  fail(function, text.str(), "shape " + shape_of(t));
 }
 
-void check_divides(const char* function, const std::string& what, const c10::SymInt& heads, const c10::SymInt& parts) {
-  if (parts < 1 || heads % parts != 0) {
-    std::ostringstream expected, found;
-    expected << what << " to divide the " << heads << " query heads";
-    found << parts;
-    fail(function, expected.str(), found.str());
-  }
-}
-
-/// The leaves of kind `op` that the spec's expressions read.
-std::vector<const Node*> leaves_of(const AttentionSpec& spec, Op op) {
-  std::vector<const Node*> leaves;
-  std::vector<Expr> roots = {spec.score, spec.keep, spec.weight, spec.counted};
-  for (const auto& pair : spec.pair_outputs) {
-    roots.push_back(pair.value);
-    roots.push_back(pair.bucket);
-  }
-  for (const auto& entry : flatten(roots).entries)
-    if (entry.expr.op() == op) leaves.push_back(&entry.expr.node());
-  return leaves;
+void check_divides(const char* function, const Label& label, const c10::SymInt& heads, const c10::SymInt& parts) {
+  if (parts >= 1 && heads % parts == 0) return;
+  std::ostringstream expected, found;
+  expected << label.str() << " to divide the " << heads << " query heads";
+  found << parts;
+  fail(function, expected.str(), found.str());
 }
 
 // Every dot lies inside the widths and heads of its operands, on every path alike.
 void check_dots(const char* function, const Call& call) {
-  const auto names = call.spec->operands();
-  for (const Node* dot : leaves_of(*call.spec, Op::dot)) {
-    const size_t at = static_cast<size_t>(std::find(names.begin(), names.end(), dot->name) - names.begin());
-    const at::Tensor& q = dot->name.empty() ? call.q : call.operands[2 * at];
-    const std::string label = dot->name.empty() ? "q" : "operand q of '" + dot->name + "'";
-    if (dot->end >= 0 && (dot->begin < 0 || dot->begin > dot->end || q.sym_size(3) < dot->end))
+  for (const SpecFacts::Dot& dot : call.facts->dots) {
+    const at::Tensor& q = dot.name.empty() ? call.q : call.operands[2 * dot.operand];
+    const auto label = [&] { return dot.name.empty() ? std::string("q") : "operand q of '" + dot.name + "'"; };
+    if (dot.end >= 0 && (dot.begin < 0 || dot.begin > dot.end || q.sym_size(3) < dot.end))
       fail(function,
-           "features " + std::to_string(dot->begin) + " to " + std::to_string(dot->end) +
-               " of a dot inside the width of " + label,
+           "features " + std::to_string(dot.begin) + " to " + std::to_string(dot.end) +
+               " of a dot inside the width of " + label(),
            "shape " + shape_of(q));
-    if (dot->only_head >= 0 && q.sym_size(1) <= dot->only_head)
-      fail(function, "head " + std::to_string(dot->only_head) + " of a dot among the heads of " + label,
+    if (dot.only_head >= 0 && q.sym_size(1) <= dot.only_head)
+      fail(function, "head " + std::to_string(dot.only_head) + " of a dot among the heads of " + label(),
            "shape " + shape_of(q));
   }
 }
 
 void check_captures(const char* function, const Call& call, at::TensorList captures) {
-  const auto names = call.spec->captures();
-  for (const Node* read : leaves_of(*call.spec, Op::capture)) {
-    const size_t at = std::find(names.begin(), names.end(), read->name) - names.begin();
-    const at::Tensor& t = captures[at];
-    const std::string label = "capture '" + read->name + "'";
-    if (!t.defined() || t.dim() != static_cast<int64_t>(read->args.size()))
-      fail(function, label + " of " + std::to_string(read->args.size()) + " dimensions",
+  for (const SpecFacts::Read& read : call.facts->reads) {
+    const at::Tensor& t = captures[read.capture];
+    const auto label = [&] { return "capture '" + call.facts->captures[read.capture] + "'"; };
+    if (!t.defined() || t.dim() != static_cast<int64_t>(read.indices))
+      fail(function, label() + " of " + std::to_string(read.indices) + " dimensions",
            t.defined() ? "shape " + shape_of(t) : "an undefined tensor");
-    if (class_of(t.scalar_type()) != read->type)
-      fail(function, label + " of a " + std::string(name_of(read->type)) + " dtype", toString(t.scalar_type()));
+    if (class_of(t.scalar_type()) != read.type)
+      fail(function, label() + " of a " + std::string(name_of(read.type)) + " dtype", toString(t.scalar_type()));
     if (t.device() != call.q.device())
-      fail(function, label + " on q's device " + call.q.device().str(), t.device().str());
+      fail(function, label() + " on q's device " + call.q.device().str(), t.device().str());
   }
 }
 
 void check_operands(const char* function, const Call& call, at::TensorList operands) {
-  const auto names = call.spec->operands();
+  const auto& names = call.facts->operands;
   for (size_t i = 0; i < names.size(); ++i) {
     const at::Tensor &qx = operands[2 * i], &kx = operands[2 * i + 1];
-    const std::string q_name = "operand q of '" + names[i] + "'", k_name = "operand k of '" + names[i] + "'";
-    check_operand(function, q_name, qx, call.q);
-    check_operand(function, k_name, kx, call.q);
-    check_size(function, q_name, qx, 0, call.B());
-    check_size(function, q_name, qx, 2, call.M());
-    check_size(function, k_name, kx, 0, call.B());
-    check_size(function, k_name, kx, 1, qx.sym_size(1));
-    check_size(function, k_name, kx, 2, call.N());
-    check_size(function, k_name, kx, 3, qx.sym_size(3));
-    check_divides(function, "the heads of operand '" + names[i] + "'", call.H(), qx.sym_size(1));
+    const Label q{"operand q of", &names[i]}, k{"operand k of", &names[i]};
+    check_operand(function, q, qx, call.q);
+    check_operand(function, k, kx, call.q);
+    check_size(function, q, qx, 0, call.B());
+    check_size(function, q, qx, 2, call.M());
+    check_size(function, k, kx, 0, call.B());
+    check_size(function, k, kx, 1, qx.sym_size(1));
+    check_size(function, k, kx, 2, call.N());
+    check_size(function, k, kx, 3, qx.sym_size(3));
+    check_divides(function, {"the heads of operand", &names[i]}, call.H(), qx.sym_size(1));
   }
 }
 
@@ -123,10 +112,10 @@ at::Tensor check_sinks(const char* function, const Call& call, const std::option
                                      : "no sinks, because the normalizer has no sink logits",
          given ? "shape " + shape_of(*sinks) : "none");
   if (!given) return {};
-  require((sinks->dim() == 1 || sinks->dim() == 2) && floating(*sinks), function,
-          "sinks of a floating dtype and shape (heads) or (heads, S)",
-          std::string(toString(sinks->scalar_type())) + " of shape " + shape_of(*sinks));
-  check_size(function, "sinks", *sinks, 0, call.H());
+  if ((sinks->dim() != 1 && sinks->dim() != 2) || !floating(*sinks))
+    fail(function, "sinks of a floating dtype and shape (heads) or (heads, S)",
+         std::string(toString(sinks->scalar_type())) + " of shape " + shape_of(*sinks));
+  check_size(function, {"sinks"}, *sinks, 0, call.H());
   if (sinks->device() != call.q.device())
     fail(function, "sinks on q's device " + call.q.device().str(), sinks->device().str());
   return sinks->dim() == 1 ? sinks->unsqueeze(1) : *sinks;
@@ -142,8 +131,7 @@ double Call::scale() const {
 
 at::ScalarType Call::compute() const { return q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
-void check_counts(const char* function, const AttentionSpec& spec, at::TensorList captures, at::TensorList operands) {
-  const size_t reads = spec.captures().size(), pairs = spec.operands().size();
+void check_counts(const char* function, size_t reads, size_t pairs, at::TensorList captures, at::TensorList operands) {
   if (captures.size() != reads)
     fail(function, std::to_string(reads) + " captured tensors, sorted by name", std::to_string(captures.size()));
   if (operands.size() != 2 * pairs)
@@ -152,26 +140,27 @@ void check_counts(const char* function, const AttentionSpec& spec, at::TensorLis
 }
 
 Call make_call(const char* function, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-               const std::string& spec, at::TensorList captures, at::TensorList operands,
+               std::string_view spec, at::TensorList captures, at::TensorList operands,
                const std::optional<at::Tensor>& sinks, const std::optional<at::Tensor>& seed,
                const c10::SymInt& query_offset) {
   Call call;
   call.q = q;
   call.k = k;
   call.v = v;
-  require(floating(q), function, "q of dtype float64, float32, bfloat16 or float16", toString(q.scalar_type()));
-  check_operand(function, "q", q, q);
-  check_operand(function, "k", k, q);
-  check_operand(function, "v", v, q);
-  check_size(function, "k", k, 0, q.sym_size(0));
-  check_size(function, "v", v, 0, q.sym_size(0));
-  check_size(function, "k", k, 3, q.sym_size(3));
-  check_size(function, "v", v, 1, k.sym_size(1));
-  check_size(function, "v", v, 2, k.sym_size(2));
-  check_divides(function, "the key heads", q.sym_size(1), k.sym_size(1));
-  call.spec = intern(spec);
+  if (!floating(q)) fail(function, "q of dtype float64, float32, bfloat16 or float16", toString(q.scalar_type()));
+  check_operand(function, {"q"}, q, q);
+  check_operand(function, {"k"}, k, q);
+  check_operand(function, {"v"}, v, q);
+  check_size(function, {"k"}, k, 0, q.sym_size(0));
+  check_size(function, {"v"}, v, 0, q.sym_size(0));
+  check_size(function, {"k"}, k, 3, q.sym_size(3));
+  check_size(function, {"v"}, v, 1, k.sym_size(1));
+  check_size(function, {"v"}, v, 2, k.sym_size(2));
+  check_divides(function, {"the key heads"}, q.sym_size(1), k.sym_size(1));
+  call.facts = facts_of(spec);
+  call.spec = call.facts->spec;
   call.query_offset = query_offset;
-  check_counts(function, *call.spec, captures, operands);
+  check_counts(function, call.facts->captures.size(), call.facts->operands.size(), captures, operands);
   check_captures(function, call, captures);
   check_operands(function, call, operands);
   call.captures = captures.vec();

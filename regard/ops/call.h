@@ -4,18 +4,20 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
-#include "regard/algebra/spec.h"
+#include "regard/ops/spec_facts.h"
 
 /// One call of attention as the paths see it, and the rows of it that a stripe computes.
 namespace regard::ops {
 
 struct Call {
   at::Tensor q, k, v;                         ///< (B,H,M,Dh) (B,Hk,N,Dh) (B,Hk,N,Dv)
+  std::shared_ptr<const SpecFacts> facts;     ///< of the spec; set by make_call
   std::shared_ptr<const AttentionSpec> spec;  ///< resolved and interned
-  std::vector<at::Tensor> captures;           ///< in the order of spec->captures()
-  std::vector<at::Tensor> operands;           ///< q_x, k_x of each spec->operands()
+  std::vector<at::Tensor> captures;           ///< in the order of facts->captures
+  std::vector<at::Tensor> operands;           ///< q_x, k_x of each facts->operands
   at::Tensor sinks;                           ///< (H, S) or undefined
   at::Tensor seed;                            ///< int64 scalar or undefined
   c10::SymInt query_offset = 0;
@@ -29,12 +31,12 @@ struct Call {
   at::ScalarType compute() const;  ///< float64 for float64 inputs, else float32
 };
 
-/// Refuses other numbers of captures and operands than the spec reads.
-void check_counts(const char* function, const AttentionSpec& spec, at::TensorList captures, at::TensorList operands);
+/// Refuses other numbers of captures and operands than the spec reads: `reads` names of captures, `pairs` of operands.
+void check_counts(const char* function, size_t reads, size_t pairs, at::TensorList captures, at::TensorList operands);
 
 /// Checks every argument; `function` names the caller in messages. Shapes may be symbolic.
 Call make_call(const char* function, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-               const std::string& spec, at::TensorList captures, at::TensorList operands,
+               std::string_view spec, at::TensorList captures, at::TensorList operands,
                const std::optional<at::Tensor>& sinks, const std::optional<at::Tensor>& seed,
                const c10::SymInt& query_offset);
 

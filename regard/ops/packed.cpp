@@ -84,8 +84,8 @@ void keep_sequences_apart(const char* function, const at::Tensor& bounds_q, cons
 
 AttentionArguments by_name(const AttentionSpec& spec, AttentionArguments arguments) {
   if (!arguments.named_captures.empty() || !arguments.named_operands.empty()) return arguments;
-  ops::check_counts("attention", spec, arguments.captures, arguments.operands);
   const auto captures = spec.captures(), operands = spec.operands();
+  ops::check_counts("attention", captures.size(), operands.size(), arguments.captures, arguments.operands);
   for (size_t i = 0; i < captures.size(); ++i) arguments.named_captures[captures[i]] = arguments.captures[i];
   for (size_t i = 0; i < operands.size(); ++i)
     arguments.named_operands[operands[i]] = {arguments.operands[2 * i], arguments.operands[2 * i + 1]};

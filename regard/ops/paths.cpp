@@ -19,7 +19,7 @@ constexpr std::array<const char*, 4> kNames = {"auto", "fused", "stripe", "compo
 
 struct Counters {
   std::mutex mutex;
-  std::map<std::string, std::array<int64_t, 4>> counts;
+  std::map<std::string, std::array<int64_t, 4>, std::less<>> counts;
 };
 
 Counters& counters() {
@@ -33,16 +33,20 @@ std::atomic<bool> strict_mode{false};
 
 const char* name_of(Path path) { return kNames[static_cast<size_t>(path)]; }
 
-Path path_from_name(const std::string& function, const std::string& name) {
+Path path_from_name(std::string_view function, std::string_view name) {
   for (size_t i = 0; i < kNames.size(); ++i)
     if (name == kNames[i]) return static_cast<Path>(i);
-  fail(function, "path to be one of " + quoted_list({kNames.begin(), kNames.end()}),
-       "'" + name + "'" + suggestion(name, {kNames.begin(), kNames.end()}));
+  const std::string found(name);
+  fail(std::string(function), "path to be one of " + quoted_list({kNames.begin(), kNames.end()}),
+       "'" + found + "'" + suggestion(found, {kNames.begin(), kNames.end()}));
 }
 
 void count_path(const char* op, Path path) {
   const std::lock_guard<std::mutex> lock(counters().mutex);
-  counters().counts[op][static_cast<size_t>(path)] += 1;
+  auto& counts = counters().counts;
+  auto found = counts.find(std::string_view(op));  // a string is made the first time alone
+  if (found == counts.end()) found = counts.try_emplace(op).first;
+  found->second[static_cast<size_t>(path)] += 1;
 }
 
 std::string path_counts() {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
 /// Paths are counted: every op says which path ran, tests assert it, benchmarks print it.
 namespace regard {
@@ -8,7 +9,7 @@ namespace regard {
 enum class Path : uint8_t { automatic, fused, stripe, composite };
 
 const char* name_of(Path path);
-Path path_from_name(const std::string& function, const std::string& name);
+Path path_from_name(std::string_view function, std::string_view name);
 
 /// Adds one to the counter of `op` (process-wide).
 void count_path(const char* op, Path path);

@@ -346,3 +346,35 @@ def test_auto_takes_the_fused_path_and_counts(qkv):
     assert counts["fused"] == 1 and counts["stripe"] + counts["composite"] == 1
     regard.reset_path_counts()
     assert sum(regard.path_counts().get("attention", {}).values()) == 0
+
+
+def test_a_second_call_with_the_same_spec_analyzes_nothing():
+    q, k, v, slopes = torch.randn(1, 2, 5, 4), torch.randn(1, 2, 7, 4), torch.randn(1, 2, 7, 3), torch.randn(2)
+    spec = regard.Spec(score=lambda s, b, h, i, j: s - 0.4321 * slopes[h], is_causal=True)
+    first = regard.attention(q, k, v, spec=spec)
+    before = torch.ops.regard.specs_analyzed()
+    again = regard.attention(q, k, v, spec=spec)
+    q.requires_grad_()
+    regard.attention(q, k, v, spec=spec).sum().backward()
+    assert torch.ops.regard.specs_analyzed() == before
+    assert torch.equal(first, again)
+    regard.attention(q, k, v, scale=0.987654)
+    assert torch.ops.regard.specs_analyzed() == before + 1
+
+
+@pytest.mark.parametrize("settings", [{"is_causal": 1}, {"scale": 1}, {"dropout": 0}])
+def test_settings_of_other_types_mean_what_the_kept_ones_mean(settings):
+    """Calls without functions are kept by their settings; equal settings of other types go the long way."""
+    q = torch.randn(1, 2, 5, 4)
+    kept = {"is_causal": True, "scale": 1.0, "dropout": 0.0}
+    name = next(iter(settings))
+    assert torch.equal(regard.attention(q, q, q, **settings), regard.attention(q, q, q, **{name: kept[name]}))
+
+
+def test_a_kept_setting_does_not_admit_its_equal_of_another_type():
+    q = torch.randn(1, 2, 5, 4)
+    regard.attention(q, q, q, scale=1.0)
+    with pytest.raises(ValueError, match=r"\[attention\] expected scale to be a number .*; found bool"):
+        regard.attention(q, q, q, scale=True)
+    with pytest.raises(ValueError, match=r"\[attention\] expected dropout in \[0, 1\); found False"):
+        regard.attention(q, q, q, dropout=False)
