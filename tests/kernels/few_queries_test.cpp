@@ -402,6 +402,19 @@ TEST(FewQueries, InfiniteAndExtremeScores) {
   });
 }
 
+/// A set wider than the widest with a table of its own uses that one, not the narrowest.
+TEST(FewQueries, WiderSetsUseTheWidestTable) {
+  const std::string chosen = isa();
+  if (!use_isa("avx512")) GTEST_SKIP() << "no AVX-512 here";
+  const FewPrimitives<float>* table = &few_primitives<float>();
+  ASSERT_TRUE(use_isa("baseline"));
+  EXPECT_NE(&few_primitives<float>(), table);
+  if (use_isa("amx")) {
+    EXPECT_EQ(&few_primitives<float>(), table);
+  }
+  ASSERT_TRUE(use_isa(chosen));
+}
+
 TEST(FewQueries, ConversionsOfSixteenBits) {
   each_isa([](const std::string& set) {
     for (uint32_t bits = 0; bits < 0x10000; ++bits) {

@@ -21,11 +21,11 @@ extern const FewPrimitives<double> few_doubles;
 #endif
 
 #if defined(__x86_64__)
-#define REGARD_CHOOSE(TABLE)                  \
-  const std::string name = isa();             \
-  if (name == "avx512") return avx512::TABLE; \
-  if (name == "avx2") return avx2::TABLE;     \
-  return baseline::TABLE;
+#define REGARD_CHOOSE(TABLE)                      \
+  const std::string name = isa();                 \
+  if (name == "baseline") return baseline::TABLE; \
+  if (name == "avx2") return avx2::TABLE;         \
+  return avx512::TABLE; /* or wider, which has all before it */
 #else
 #define REGARD_CHOOSE(TABLE) return baseline::TABLE;
 #endif
