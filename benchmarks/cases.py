@@ -120,7 +120,7 @@ BFLOAT16 = (
     ("h8-n2048-d64", dict(N=2048)),
     ("h8-n2048-d64-causal", dict(N=2048, causal=True)),
     ("h8-n2048-d128", dict(N=2048, Dh=128)),
-    ("h8-n8192-d64", dict(N=8192)),
+    ("h8-n4096-d64", dict(N=4096)),
 )
 
 
@@ -160,8 +160,8 @@ def expression_costs() -> list[Case]:
                 cases.append(_case("cost of an expression", f"cost-{name}-h8-n2048-d{width}", mode,
                                    [Bar("cost", must, peers=("plain",))], (), N=2048, Dh=width, expression=name))
     for mode in MODES:
-        cases.append(_case("cost of an expression", "cost-window-h8-n16384-d64", mode,
-                           [Bar("cost", 1.25, peers=("plain",))], (), N=16384, expression="window"))
+        cases.append(_case("cost of an expression", "cost-window-h4-n16384-d64", mode,
+                           [Bar("cost", 1.25, peers=("plain",))], (), H=4, N=16384, expression="window"))
     return cases
 
 

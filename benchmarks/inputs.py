@@ -60,7 +60,8 @@ def _set_count(case: Case) -> int:
     if not case.rotate:
         return 1
     wanted = machine.last_level_cache() * 3 / 2
-    return max(2, min(int(wanted // key_value_bytes(case)) + 1, int(machine.free_memory() / 3 // key_value_bytes(case))))
+    room = machine.free_memory() / 3
+    return max(2, int(min(wanted // key_value_bytes(case) + 1, room // key_value_bytes(case))))
 
 
 def key_value_bytes(case: Case) -> int:

@@ -16,6 +16,7 @@ INNER_SECONDS = 0.03  # a timed loop: long against the clock's grain and a sched
 # After another thread pool ran: its workers have stopped spinning by then (measured: 5 ms torch, 50 ms ONNX Runtime).
 SETTLE_SECONDS = {"torch": 0.02, "onnx": 0.06, "probe": 0.0}
 LONG_CALL = 0.2  # calls longer than this are not called untimed: spinning workers are below 2% of them
+LARGEST_SPREAD = 0.05  # of identical runs on an undisturbed machine; 0.03 is common
 BUSY = 0.95  # of all threads: CPU time over wall time of an undisturbed threaded call
 
 
@@ -71,15 +72,18 @@ def _difference_of_halves(values: list[float]) -> float:
 
 
 def snapped(ratio: float, spread: float) -> float:
-    """A ratio whose distance from 1 is within the spread of two identical runs is 1."""
-    return 1.0 if abs(ratio - 1) <= spread else ratio
+    """A ratio whose distance from 1 is within the spread of two identical runs is 1.
+
+    Spreads beyond LARGEST_SPREAD are a disturbed machine: they excuse no more than that.
+    """
+    return 1.0 if abs(ratio - 1) <= min(spread, LARGEST_SPREAD) else ratio
 
 
 def alternate(candidates: list[Candidate], threads: int, rounds: tuple[int, int] = (5, 15), budget: float = 5.0,
               inner: float = INNER_SECONDS) -> Result:
     """Times all candidates in turn, rounds[0] to rounds[1] times, until `budget` seconds are used up.
 
-    While fewer than rounds[0] rounds are clean it goes on, up to three budgets.
+    While fewer than rounds[0] rounds are clean it goes on, up to two budgets.
     """
     repeats = {c.name: _repeats(c, inner) for c in candidates}
     samples: dict[str, list[Sample]] = {c.name: [] for c in candidates}
@@ -88,7 +92,7 @@ def alternate(candidates: list[Candidate], threads: int, rounds: tuple[int, int]
     for number in range(3 * rounds[1]):
         clean = _clean(samples, foreign, threads)
         used = time.perf_counter() - start
-        if number >= rounds[0] and (len(clean) >= rounds[1] or used > 3 * budget or
+        if number >= rounds[0] and (len(clean) >= rounds[1] or used > 2 * budget or
                                     (used > budget and len(clean) >= rounds[0])):
             break
         before, own, probing = _system_busy(), time.process_time(), 0.0
@@ -110,10 +114,12 @@ def _repeats(candidate: Candidate, inner: float) -> tuple[int, bool]:
     """(calls in a timed loop, whether one untimed call goes before)."""
     if candidate.rate is not None:
         return 1, False
-    candidate.call()  # allocates, compiles
-    start = time.perf_counter()
-    candidate.call()
-    once = time.perf_counter() - start
+    for _ in range(2):  # the first may allocate and compile; a long call is not repeated for that
+        start = time.perf_counter()
+        candidate.call()
+        once = time.perf_counter() - start
+        if once > LONG_CALL:
+            break
     return max(1, round(inner / max(once, 1e-7))), once < LONG_CALL
 
 

@@ -32,26 +32,40 @@ def host_lines(host: dict) -> str:
     return "\n".join(lines)
 
 
-def figures(cases: list[dict]) -> str:
-    """One table a group: time, rate and spread of ours, the ratio of every peer's time to it."""
+def figures(cases: list[dict], peaks: dict) -> str:
+    """One table a group: time, rate and spread of ours, its and SDPA's share of the float32 FMA peak (few queries: of
+    the read-only sum), the ratio of every peer's time to ours."""
+    peak = {"GFLOP/s": peaks.get("fma_gflops", 0.0), "GB/s": peaks.get("read_gbps", 0.0)}
+    for case in cases:  # a probe beside a case may have met a quieter moment
+        for figure in case.get("candidates", {}).values():
+            if "rate" in figure:
+                peak[figure["unit"]] = max(peak[figure["unit"]], figure["rate"])
     parts = []
     for group in dict.fromkeys(case["group"] for case in cases):
         rows = [case for case in cases if case["group"] == group and "candidates" in case]
         if rows:
-            parts.append(f"{group}\n{_group(rows)}")
+            parts.append(f"{group}\n{_group(rows, peak)}")
     return "\n\n".join(parts)
 
 
-def _group(rows: list[dict]) -> str:
+def _share(row: dict, name: str, peak: dict) -> str:
+    """What of the machine a candidate used. bfloat16 has another peak, and is left out."""
+    unit, key = ("GB/s", "gbps") if row["group"] == "few queries" else ("GFLOP/s", "gflops")
+    rate = row["candidates"].get(name, {}).get(key)
+    return f"{100 * rate / peak[unit]:.0f}%" if rate and peak[unit] and row["dtype"] == "float32" else ""
+
+
+def _group(rows: list[dict], peak: dict) -> str:
     peers = list(dict.fromkeys(p for row in rows for p in [*row["ratios"], *row["absent"]]))
-    head = ["case", "dtype", "ours", "GFLOP/s", "spread", "route", *[f"{p}/ours" for p in peers]]
+    head = ["case", "dtype", "ours", "GFLOP/s", "spread", "route", "of peak", "sdpa of peak",
+            *[f"{p}/ours" for p in peers]]
     lines, notes = [], {}
     for row in rows:
         ours = row["candidates"]["ours"]
         cells = [f"{row['ratios'][p]:.2f}" if p in row["ratios"] else "-" for p in peers]
         lines.append([row["name"] + (" *" if row["noisy"] else ""), row["dtype"], duration(ours["seconds"]),
                       f"{ours['gflops']:.0f}" if "gflops" in ours else "", f"{100 * ours['spread']:.1f}%",
-                      "+".join(row["routes"]) or "fused", *cells])
+                      "+".join(row["routes"]) or "fused", _share(row, "ours", peak), _share(row, "sdpa", peak), *cells])
         for peer, reason in row["absent"].items():
             notes[f"{peer}: {reason}"] = None
     text = table(head, lines)

@@ -20,7 +20,7 @@ class Settings:
     host: str = "small"
     must: bool = False  # only the candidates that bars name
     quick: bool = False
-    budget: float = 3.0  # seconds a case, within the least number of rounds
+    budget: float = 2.0  # seconds a case, within the least number of rounds
     rounds: tuple[int, int] = (5, 15)
     inner: float = measure.INNER_SECONDS
 
@@ -31,6 +31,7 @@ class Settings:
         return cls(threads, host, must)
 
 
+LEFT_OUT = "left out by --quick"
 QUICK_FLOPS = 6e10  # --quick leaves larger cases out
 
 
@@ -46,12 +47,13 @@ def run(case: Case, settings: Settings, probe: machine.Probe) -> dict:
     operations = case_inputs.flops(case, made.pairs)
     record = {"name": case.name, "group": case.group, "mode": case.mode, "dtype": case.dtype,
               "expression": case.expression, "hidden_amx": case.hide_amx, "flops": operations,
-              "bytes": case_inputs.bytes_read(case), "buffers": len(made.sets), "kept_blocks": made.kept_blocks,
+              "bytes": case_inputs.bytes_read(case),
+              "key_value_bytes": case_inputs.key_value_bytes(case), "buffers": len(made.sets),
+              "kept_blocks": made.kept_blocks,
               "shape": {axis: getattr(case, axis) for axis in ("B", "H", "Hk", "M", "N", "Dh", "Dv", "causal")}}
     runnable, absent = _candidates(case, made, settings, probe)
     _reset_counts()
-    result = measure.alternate(runnable, settings.threads, _rounds(settings, operations), settings.budget,
-                               settings.inner)
+    result = measure.alternate(runnable, settings.threads, *_effort(case, settings, operations))
     record["paths"], record["routes"] = _check_paths(case, runnable)
     record["absent"] = absent
     record.update(rounds=len(result.rounds["ours"]), clean_rounds=len(result.clean), noisy=result.noisy)
@@ -59,22 +61,25 @@ def run(case: Case, settings: Settings, probe: machine.Probe) -> dict:
     record["ratios"] = {c.name: _speedup(result, c.name, "ours") for c in runnable
                         if c.name not in ("ours", "op") and c.rate is None}
     record["bars"] = [_judge(bar, result, record, candidates.plain_share(made)) for bar in case.bars
-                      if verdict.applies(bar, settings.host)]
+                      if verdict.applies(bar, settings.host) and not _left_out(bar, absent)]
     del runnable, made
     gc.collect()
     return record
 
 
-def _rounds(settings: Settings, operations: float) -> tuple[int, int]:
-    """Three rounds at least for calls of seconds, else what the settings say."""
-    return (3, settings.rounds[1]) if operations > 4e11 * settings.threads else settings.rounds
+def _effort(case: Case, settings: Settings, operations: float) -> tuple[tuple[int, int], float, float]:
+    """(least and most rounds, budget, seconds of a timed loop): what ten minutes on two cores allow."""
+    if case.group == "grid":
+        return (settings.rounds[0], 9), 0.5, 0.01
+    least = 3 if operations > 1.5e11 * settings.threads else settings.rounds[0]  # calls of a second
+    return (least, settings.rounds[1]), settings.budget, settings.inner
 
 
 def _candidates(case: Case, made, settings: Settings, probe):
     runnable, absent = [], {}
     for name in case.candidates(all_peers=not settings.must):
         if settings.quick and name in ("compiled", "flex"):
-            absent[name] = "left out by --quick"
+            absent[name] = LEFT_OUT
             continue
         try:
             candidate = candidates.make(name, case, made, probe)
@@ -127,24 +132,23 @@ def _speedup(result, peer: str, ours: str) -> float:
     return measure.snapped(result.ratio(peer, ours), result.ratio_spread(peer, ours))
 
 
+def _left_out(bar: Bar, absent: dict) -> bool:
+    """Whether --quick left out all peers of the bar. (A peer that is absent for another reason is a shortfall.)"""
+    return all(absent.get(peer) == LEFT_OUT for peer in bar.peers)
+
+
 def _judge(bar: Bar, result, record: dict, share: float) -> dict:
     present = [p for p in bar.peers if p in result.rounds]
     if not present:
-        return verdict.judge(bar, None, reason="; ".join(f"{p}: {record['absent'].get(p, 'absent')}" for p in bar.peers))
+        reasons = [f"{peer}: {record['absent'].get(peer, 'absent')}" for peer in bar.peers]
+        return verdict.judge(bar, None, reason="; ".join(reasons))
     if bar.kind == "speedup":
         value, peer = min((_speedup(result, p, bar.ours), p) for p in present)
         return verdict.judge(bar, value, peer)
     if bar.kind == "cost":
         return verdict.judge(bar, _speedup(result, bar.ours, present[0]) / share, present[0])
     # A share of a peak: work / (time * peak), round by round.
-    amount = record["flops"] if bar.kind == "fma share" else case_bytes(record)
+    amount = record["flops"] if bar.kind == "fma share" else record["key_value_bytes"]
     shares = [amount / seconds * 1e-9 / rate
               for seconds, rate in zip(result.values(bar.ours), result.values(present[0]))]
     return verdict.judge(bar, sorted(shares)[len(shares) // 2], present[0])
-
-
-def case_bytes(record: dict) -> int:
-    """Of keys and values: the bytes that the read-only sum reads beside."""
-    shape = record["shape"]
-    size = 4 if record["dtype"] == "float32" else 2
-    return shape["B"] * shape["Hk"] * shape["N"] * (shape["Dh"] + shape["Dv"]) * size

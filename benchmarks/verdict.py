@@ -6,7 +6,7 @@ from .cases import Bar
 
 
 def judge(bar: Bar, value: float | None, peer: str = "", reason: str = "") -> dict:
-    """The record of one bar. `value` None (`reason` says why) counts as a shortfall: what is not measured is not met."""
+    """The record of one bar. `value` None (`reason` says why) is a shortfall: what is not measured is not met."""
     record = {"kind": bar.kind, "ours": bar.ours, "peer": peer or " or ".join(bar.peers), "value": value,
               "must": bar.must, "aim": bar.aim, "at_least": bar.at_least}
     if value is None:
