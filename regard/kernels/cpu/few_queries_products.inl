@@ -81,6 +81,51 @@ inline void score_group(const FewScores<T>& x, const Fetch<S>& fetch, int64_t fi
   }
 }
 
+/// One row times the `left` keys from key j on, at most a vector's lanes of them. Few keys at a time and a longer
+/// stretch of each: with one row reading is all there is, and the hardware follows four streams better than sixteen.
+template <class T, class S>
+inline void score_one_row(const FewScores<T>& x, const Fetch<S>& fetch, int64_t row, int64_t j) {
+  constexpr int W = kWidth<T>, K = W < 4 ? W : 4, U = 4;  // keys at a time, vectors of each
+  const T* q = x.rows + row * x.row_stride;
+  const int64_t left = x.count - j < W ? x.count - j : W;
+  Vector<T> total[W] = {};
+#pragma GCC unroll 4
+  for (int first = 0; first < W; first += K) {
+    if (first >= left) break;
+    const S *key[K], *ahead = row == 0 ? fetch.at(j + first) : nullptr;
+    const int64_t ahead_step = fetch.step(j + first);
+#pragma GCC unroll 4
+    for (int k = 0; k < K; ++k) {
+      const int64_t n = first + k < left ? first + k : left - 1;
+      key[k] = static_cast<const S*>(x.keys.data) + (j + n) * x.keys.stride;
+    }
+    Vector<T> sum[K * U] = {};
+    int64_t c = 0;
+    for (; c + U * W <= x.width; c += U * W) {
+#pragma GCC unroll 4
+      for (int k = 0; k < K; ++k) {
+#pragma GCC unroll 4
+        for (int u = 0; u < U; ++u) {
+          sum[k * U + u] += load<T>(q + c + u * W) * load<T>(key[k] + c + u * W);
+          if (ahead != nullptr) __builtin_prefetch(ahead + k * ahead_step + c + u * W);
+        }
+      }
+    }
+    for (; c < x.width; c += W) {
+#pragma GCC unroll 4
+      for (int k = 0; k < K; ++k) {
+        sum[k * U] += load<T>(q + c) * (c + W <= x.width ? load<T>(key[k] + c) : load_part<T>(key[k] + c, x.width - c));
+      }
+    }
+#pragma GCC unroll 4
+    for (int k = 0; k < K; ++k) {
+      total[first + k] = (sum[k * U] + sum[k * U + 1]) + (sum[k * U + 2] + sum[k * U + 3]);
+    }
+  }
+  const Vector<T> all = sum_each<T>(total);
+  __builtin_memcpy(x.scores + row * kLanes + j, &all, static_cast<unsigned long>(left) * sizeof(T));
+}
+
 template <class T, class S, int R>
 inline int64_t score_rows(const FewScores<T>& x, const Fetch<S>& fetch, int64_t first) {
   if constexpr (R <= kWidth<T>) {
@@ -99,7 +144,9 @@ void scores(const FewScores<T>& x) {
   int64_t first = score_rows<T, S, 8>(x, fetch, 0);
   first = score_rows<T, S, 4>(x, fetch, first);
   first = score_rows<T, S, 2>(x, fetch, first);
-  score_rows<T, S, 1>(x, fetch, first);
+  for (; first < x.row_count; ++first) {
+    for (int64_t j = 0; j < x.count; j += kWidth<T>) score_one_row<T, S>(x, fetch, first, j);
+  }
 }
 
 /// R rows times V vectors of the width from column c on, over the keys [j, end).
