@@ -79,15 +79,21 @@ struct AttentionGradient {
 /// Why the blocked kernel cannot run this spec ("normalizer sigmoid"), or "" when it can.
 std::string refusal(const AttentionSpec& resolved);
 
+/// Whether some kernel reads this storage in place. Where none does, the caller widens q, k, v, o and grad_o to T.
+template <class T, class S>
+bool reads_in_place(const Attention<T, S>& call);
+template <class T, class S>
+bool reads_in_place(const Attention<T, S>& call, const AttentionGradient<T, S>& gradient);
+
 /// o_i = sum_j softmax_j(score_ij) weight_ij v_j over the kept pairs; see AttentionSpec.
 /// Throws regard::Error when a capture is read out of range where `keep` holds.
-template <class T>
-void attention_forward(const Attention<T>& call);
+template <class T, class S>
+void attention_forward(const Attention<T, S>& call);
 
 /// Gradients of o and lse with respect to q, k, v, operands, sinks and captures. `call.o` and `call.lse` are not read.
 /// Bits depend neither on threads nor on batch-mates.
-template <class T>
-void attention_backward(const Attention<T>& call, const AttentionGradient<T>& gradient);
+template <class T, class S>
+void attention_backward(const Attention<T, S>& call, const AttentionGradient<T, S>& gradient);
 
 /// The instruction set that the dispatcher chose: "amx" (AVX-512, and tiles for bfloat16), "avx512", "avx2" or
 /// "baseline". REGARD_ISA forces a lower one.

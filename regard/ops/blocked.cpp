@@ -1,14 +1,25 @@
 #include "regard/ops/blocked.h"
 
+#include <optional>
+
 #include "regard/kernels/attention.h"
 
 namespace regard::ops {
 namespace {
 
-template <class T>
-kernels::Array4<T> array_of(const at::Tensor& t) {
-  return {t.data_ptr<std::remove_const_t<T>>(), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+template <class S>
+kernels::Array4<const S> array_of(const at::Tensor& t) {
+  return {static_cast<const S*>(t.const_data_ptr()), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
 }
+
+template <class S>
+constexpr at::ScalarType kTypeOf = at::kFloat;
+template <>
+constexpr at::ScalarType kTypeOf<double> = at::kDouble;
+template <>
+constexpr at::ScalarType kTypeOf<kernels::bfloat16> = at::kBFloat16;
+template <>
+constexpr at::ScalarType kTypeOf<kernels::float16> = at::kHalf;
 
 kernels::Element element_of(at::ScalarType type) {
   switch (type) {
@@ -32,18 +43,18 @@ at::Tensor readable(const at::Tensor& t) {
   return t.to(at::isFloatingType(type) ? at::kFloat : at::kLong);
 }
 
-/// The tensors of a call in the kernel's dtype, kept alive beside the pointers into them.
-template <class T>
+/// The tensors of a call, kept alive beside the pointers into them: q, k and v stored as S, all else in T.
+template <class T, class S>
 struct Bound {
   at::Tensor q, k, v, sinks;
   std::vector<at::Tensor> captures, operands;
-  kernels::Attention<T> call;
+  kernels::Attention<T, S> call;
 
   explicit Bound(const Call& source) {
     const auto compute = source.compute();
-    q = source.q.to(compute);
-    k = source.k.to(compute);
-    v = source.v.to(compute);
+    q = source.q.to(kTypeOf<S>);
+    k = source.k.to(kTypeOf<S>);
+    v = source.v.to(kTypeOf<S>);
     call.B = q.size(0);
     call.H = q.size(1);
     call.Hk = k.size(1);
@@ -54,9 +65,9 @@ struct Bound {
     call.query_offset = source.query_offset.guard_int(__FILE__, __LINE__);
     call.scale = source.scale();
     call.spec = source.spec.get();
-    call.q = array_of<const T>(q);
-    call.k = array_of<const T>(k);
-    call.v = array_of<const T>(v);
+    call.q = array_of<S>(q);
+    call.k = array_of<S>(k);
+    call.v = array_of<S>(v);
     const auto& names = source.facts->captures;
     for (size_t i = 0; i < names.size(); ++i) {
       captures.push_back(readable(source.captures[i]));
@@ -70,7 +81,7 @@ struct Bound {
       operands.push_back(source.operands[2 * i + 1].to(compute));
       const at::Tensor &qx = operands[2 * i], &kx = operands[2 * i + 1];
       call.operands.push_back(
-          {operand_names[i], array_of<const T>(qx), array_of<const T>(kx), qx.size(1), qx.size(3), nullptr, nullptr});
+          {operand_names[i], array_of<T>(qx), array_of<T>(kx), qx.size(1), qx.size(3), nullptr, nullptr});
     }
     if (source.sinks.defined()) {
       sinks = source.sinks.to(compute).contiguous();
@@ -80,16 +91,19 @@ struct Bound {
   }
 };
 
-template <class T>
-Stripe forward(const Call& source) {
-  Bound<T> bound(source);
+/// None where no kernel reads this storage in place.
+template <class T, class S>
+std::optional<Stripe> forward(const Call& source) {
+  Bound<T, S> bound(source);
+  if (!kernels::reads_in_place(bound.call)) return std::nullopt;
   const auto options = bound.q.options();
   Stripe out;
   out.o = at::empty({bound.call.B, bound.call.H, bound.call.M, bound.call.Dv}, options);
-  out.lse = at::empty({bound.call.B, bound.call.H, bound.call.M}, options);
-  out.pairs = at::empty({bound.call.B, bound.call.H, bound.call.M, 0}, options);
-  bound.call.o = array_of<T>(out.o);
-  bound.call.lse = out.lse.mutable_data_ptr<T>();
+  out.lse = at::empty({bound.call.B, bound.call.H, bound.call.M}, options.dtype(source.compute()));
+  out.pairs = at::empty({bound.call.B, bound.call.H, bound.call.M, 0}, options.dtype(source.compute()));
+  bound.call.o = {static_cast<S*>(out.o.mutable_data_ptr()), out.o.stride(0), out.o.stride(1), out.o.stride(2),
+                  out.o.stride(3)};
+  bound.call.lse = out.lse.template mutable_data_ptr<T>();
   kernels::attention_forward(bound.call);
   return out;
 }
@@ -108,18 +122,19 @@ T* zeroed(at::Tensor& out, bool wanted, at::IntArrayRef sizes, const at::TensorO
   return out.mutable_data_ptr<T>();
 }
 
-template <class T>
-StripeGradient backward(const Call& source, const at::Tensor& o, const at::Tensor& lse, const at::Tensor& grad_o,
-                        const at::Tensor& grad_lse, const Wanted& wanted) {
-  Bound<T> bound(source);
+template <class T, class S>
+std::optional<StripeGradient> backward(const Call& source, const at::Tensor& o, const at::Tensor& lse,
+                                       const at::Tensor& grad_o, const at::Tensor& grad_lse, const Wanted& wanted) {
+  Bound<T, S> bound(source);
   const auto compute = source.compute();
-  const auto options = bound.q.options();
-  const at::Tensor output = o.to(compute), statistic = lse.to(compute).contiguous(), cotangent = grad_o.to(compute);
+  const auto options = bound.q.options().dtype(compute);
+  const at::Tensor output = o.to(kTypeOf<S>), statistic = lse.to(compute).contiguous(),
+                   cotangent = grad_o.to(kTypeOf<S>);
   const at::Tensor grad_statistic = grad_lse.defined() ? grad_lse.to(compute).contiguous() : at::Tensor();
   StripeGradient out;
-  kernels::AttentionGradient<T> gradient;
-  gradient.grad_o = array_of<const T>(cotangent);
-  gradient.o = array_of<const T>(output);
+  kernels::AttentionGradient<T, S> gradient;
+  gradient.grad_o = array_of<S>(cotangent);
+  gradient.o = array_of<S>(output);
   gradient.lse = statistic.const_data_ptr<T>();
   if (grad_statistic.defined()) gradient.grad_lse = grad_statistic.const_data_ptr<T>();
   gradient.q = fresh<T>(out.q, wanted.q, bound.q.sizes(), options);
@@ -137,6 +152,7 @@ StripeGradient backward(const Call& source, const at::Tensor& o, const at::Tenso
     bound.call.operands[i].k_gradient =
         zeroed<T>(out.operands[2 * i + 1], wanted.operands, bound.operands[2 * i + 1].sizes(), options);
   }
+  if (!kernels::reads_in_place(bound.call, gradient)) return std::nullopt;
   kernels::attention_backward(bound.call, gradient);
   return out;
 }
@@ -149,13 +165,21 @@ std::string fused_refusal(const Call& call) {
 }
 
 Stripe blocked_forward(const Call& call) {
-  return call.compute() == at::kDouble ? forward<double>(call) : forward<float>(call);
+  std::optional<Stripe> out;
+  if (call.q.scalar_type() == at::kDouble) return *forward<double, double>(call);
+  if (call.q.scalar_type() == at::kBFloat16) out = forward<float, kernels::bfloat16>(call);
+  if (call.q.scalar_type() == at::kHalf) out = forward<float, kernels::float16>(call);
+  return out ? *out : *forward<float, float>(call);
 }
 
 StripeGradient blocked_backward(const Call& call, const at::Tensor& o, const at::Tensor& lse, const at::Tensor& grad_o,
                                 const at::Tensor& grad_lse, const Wanted& wanted) {
-  return call.compute() == at::kDouble ? backward<double>(call, o, lse, grad_o, grad_lse, wanted)
-                                       : backward<float>(call, o, lse, grad_o, grad_lse, wanted);
+  std::optional<StripeGradient> out;
+  const auto run = [&]<class T, class S>() { return backward<T, S>(call, o, lse, grad_o, grad_lse, wanted); };
+  if (call.q.scalar_type() == at::kDouble) return *run.template operator()<double, double>();
+  if (call.q.scalar_type() == at::kBFloat16) out = run.template operator()<float, kernels::bfloat16>();
+  if (call.q.scalar_type() == at::kHalf) out = run.template operator()<float, kernels::float16>();
+  return out ? *out : *run.template operator()<float, float>();
 }
 
 }  // namespace regard::ops

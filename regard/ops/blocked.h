@@ -10,7 +10,7 @@ namespace regard::ops {
 /// Why the fused path cannot run this call ("normalizer sigmoid", "device cuda"), or "" when it can.
 std::string fused_refusal(const Call& call);
 
-/// Forward on the blocked kernel; outputs contiguous, in compute dtype.
+/// Forward on the blocked kernels; outputs contiguous; o in compute dtype or in q's, lse in compute dtype.
 Stripe blocked_forward(const Call& call);
 
 /// All gradients, in compute dtype, whole tensors.

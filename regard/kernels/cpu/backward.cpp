@@ -20,6 +20,7 @@
 #include "regard/base/parallel.h"
 #include "regard/kernels/cpu/backward_task.h"
 #include "regard/kernels/cpu/routes.h"
+#include "regard/kernels/cpu/tile_attention.h"
 
 namespace regard::kernels {
 namespace {
@@ -189,7 +190,7 @@ void zero_gradients(const Attention<T>& call, const AttentionGradient<T>& g) {
 }  // namespace
 
 template <class T>
-void attention_backward(const Attention<T>& call, const AttentionGradient<T>& gradient) {
+void tile_backward(const Attention<T>& call, const AttentionGradient<T>& gradient) {
   Plan<T> plan(call);
   if (call.B == 0 || call.H == 0 || call.M == 0 || call.N == 0 || plan.dots.empty()) zero_gradients(call, gradient);
   if (call.B == 0 || call.H == 0 || call.M == 0) return;
@@ -212,7 +213,7 @@ void attention_backward(const Attention<T>& call, const AttentionGradient<T>& gr
   backward.captures();
 }
 
-template void attention_backward(const Attention<float>&, const AttentionGradient<float>&);
-template void attention_backward(const Attention<double>&, const AttentionGradient<double>&);
+template void tile_backward(const Attention<float>&, const AttentionGradient<float>&);
+template void tile_backward(const Attention<double>&, const AttentionGradient<double>&);
 
 }  // namespace regard::kernels

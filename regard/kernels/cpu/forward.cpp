@@ -16,10 +16,9 @@
 #include <memory>
 
 #include "regard/base/parallel.h"
-#include "regard/kernels/cpu/amx.h"
-#include "regard/kernels/cpu/few_queries.h"
 #include "regard/kernels/cpu/forward_task.h"
 #include "regard/kernels/cpu/routes.h"
+#include "regard/kernels/cpu/tile_attention.h"
 
 namespace regard::kernels {
 namespace {
@@ -76,7 +75,7 @@ void forward_in_parts(const Plan<T>& plan, const BoundPrograms& bound, const Til
 }  // namespace
 
 template <class T>
-void attention_forward(const Attention<T>& call) {
+void tile_forward(const Attention<T>& call) {
   const Plan<T> plan(call);
   if (call.B == 0 || call.H == 0 || call.M == 0) return;
   count_route(Route::tile);
@@ -94,7 +93,7 @@ void attention_forward(const Attention<T>& call) {
   });
 }
 
-template void attention_forward(const Attention<float>&);
-template void attention_forward(const Attention<double>&);
+template void tile_forward(const Attention<float>&);
+template void tile_forward(const Attention<double>&);
 
 }  // namespace regard::kernels

@@ -1,0 +1,101 @@
+// Chooses the kernel of a call: few queries a key head, bfloat16 on AMX, or tiles.
+#include "regard/kernels/attention.h"
+
+#include <algorithm>
+#include <type_traits>
+
+#include "regard/algebra/derivative.h"
+#include "regard/base/error.h"
+#include "regard/base/parallel.h"
+#include "regard/kernels/cpu/amx.h"
+#include "regard/kernels/cpu/few_queries.h"
+#include "regard/kernels/cpu/program_cache.h"
+#include "regard/kernels/cpu/tile_attention.h"
+
+namespace regard::kernels {
+namespace {
+
+template <class T, class S>
+bool on_amx(const Attention<T, S>& call) {
+  if constexpr (std::is_same_v<S, bfloat16>) return amx_refusal(call).empty();
+  return false;
+}
+
+template <class T>
+void zero(T* data, int64_t count) {
+  constexpr int64_t kPart = 1 << 16;  // elements a task: tens of microseconds
+  if (data == nullptr) return;
+  parallel_for((count + kPart - 1) / kPart,
+               [=](int64_t part) { std::fill(data + part * kPart, data + std::min(count, (part + 1) * kPart), T(0)); });
+}
+
+template <class T, class S>
+void zero_keys(const Attention<T, S>& call, const AttentionGradient<T, S>& g) {
+  zero(g.k, call.B * call.Hk * call.N * call.Dh);
+  zero(g.v, call.B * call.Hk * call.N * call.Dv);
+}
+
+/// Whether every key is visited and written once, so that nothing needs to be zeroed.
+bool writes_all_keys(const AttentionSpec& spec) {
+  const PairExpressions pairs = expressions_of(spec);
+  return !pairs.masked() && !pairs.weight.defined() && dots_of({pairs.score}).size() == 1;
+}
+
+}  // namespace
+
+template <class T, class S>
+bool reads_in_place(const Attention<T, S>& call) {
+  return std::is_same_v<T, S> || few_queries_take(call) || on_amx(call);
+}
+
+template <class T, class S>
+bool reads_in_place(const Attention<T, S>& call, const AttentionGradient<T, S>& gradient) {
+  return std::is_same_v<T, S> || few_queries_take(call, gradient) || on_amx(call);
+}
+
+template <class T, class S>
+void attention_forward(const Attention<T, S>& call) {
+  if (few_queries_take(call)) return few_queries_forward(call);
+  if constexpr (std::is_same_v<S, bfloat16>) {
+    if (on_amx(call)) return amx_forward(call);
+  }
+  if constexpr (std::is_same_v<T, S>) {
+    tile_forward(call);
+  } else {
+    fail("attention", "a storage that some kernel reads in place", "16 bits");
+  }
+}
+
+template <class T, class S>
+void attention_backward(const Attention<T, S>& call, const AttentionGradient<T, S>& gradient) {
+  if (few_queries_take(call, gradient)) {
+    zero(gradient.q, call.B * call.H * call.M * call.Dh);
+    if (!writes_all_keys(*call.spec)) zero_keys(call, gradient);
+    return few_queries_backward(call, gradient);
+  }
+  if constexpr (std::is_same_v<S, bfloat16>) {
+    if (on_amx(call)) {
+      zero(gradient.q, call.B * call.H * call.M * call.Dh);
+      zero_keys(call, gradient);
+      return amx_backward(call, gradient);
+    }
+  }
+  if constexpr (std::is_same_v<T, S>) {
+    tile_backward(call, gradient);
+  } else {
+    fail("attention", "a storage that some kernel reads in place", "16 bits");
+  }
+}
+
+#define REGARD_INSTANTIATE(T, S)                                                        \
+  template bool reads_in_place(const Attention<T, S>&);                                 \
+  template bool reads_in_place(const Attention<T, S>&, const AttentionGradient<T, S>&); \
+  template void attention_forward(const Attention<T, S>&);                              \
+  template void attention_backward(const Attention<T, S>&, const AttentionGradient<T, S>&);
+REGARD_INSTANTIATE(float, float)
+REGARD_INSTANTIATE(double, double)
+REGARD_INSTANTIATE(float, bfloat16)
+REGARD_INSTANTIATE(float, float16)
+#undef REGARD_INSTANTIATE
+
+}  // namespace regard::kernels
