@@ -4,8 +4,10 @@
 #include <sstream>
 
 #include "regard/base/error.h"
+#include "regard/ops/block_map.h"
 #include "regard/ops/block_tiles.h"
 #include "regard/ops/call.h"
+#include "regard/ops/paths.h"
 
 namespace regard {
 namespace {
@@ -172,13 +174,13 @@ AttentionOutput with_sinks(const AttentionOutput& out, const at::Tensor& sinks, 
   return {scaled(out.o), lse, scaled(out.pairs)};
 }
 
-void check_tensors(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const AttentionSpec& spec,
-                   const AttentionArguments& arguments) {
+ops::Call check_tensors(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const AttentionSpec& spec,
+                        const AttentionArguments& arguments) {
   const bool seeded = arguments.seed.defined();
   require(!seeded, function, "no seed, since nothing is dropped", "seed");
-  ops::make_call(function, q, k, v, to_json(spec), arguments.captures, arguments.operands,
-                 arguments.sinks.defined() ? std::optional<at::Tensor>(arguments.sinks) : std::nullopt, std::nullopt,
-                 arguments.query_offset);
+  return ops::make_call(function, q, k, v, to_json(spec), arguments.captures, arguments.operands,
+                        arguments.sinks.defined() ? std::optional<at::Tensor>(arguments.sinks) : std::nullopt,
+                        std::nullopt, arguments.query_offset);
 }
 
 }  // namespace
@@ -196,7 +198,7 @@ AttentionOutput attention_blocks(const at::Tensor& q, const at::Tensor& k, const
                                  const AttentionSpec& spec, const AttentionArguments& given) {
   check_spec(spec);
   const AttentionArguments arguments = in_order(spec, given);
-  check_tensors(q, k, v, spec, arguments);
+  const ops::Call dense = check_tensors(q, k, v, spec, arguments);
   const ops::Blocked call = blocked(q, k, index);
   const c10::SymInt width = v.sym_size(3);
   const bool selected = index.queries.defined(), detach = spec.normalizer.detach;
@@ -215,6 +217,14 @@ AttentionOutput attention_blocks(const at::Tensor& q, const at::Tensor& k, const
             .ne(0);
     return {at::where(chosen, out.o, rest), out.lse.masked_fill(chosen.squeeze(3).logical_not(), -kInfinity),
             out.pairs};
+  }
+  const bool in_place = ops::maps_blocks(dense, index, arguments.path);
+  if (!ops::traced(q)) count_path(function, in_place ? Path::fused : Path::composite);
+  if (in_place) {
+    out = ops::attend_mapped(index, q, k, v, spec, arguments);
+    if (!selected) return out;
+    const at::Tensor chosen = ops::selected_queries(index, call.H, call.M), others = chosen.logical_not();
+    return {at::where(chosen.unsqueeze(3), out.o, rest), out.lse.masked_fill(others, -kInfinity), out.pairs};
   }
   const ops::Tiles tiles = ops::make_tiles(call);
   out = by_query_block(call, tiles, ops::attend_tiles(call, tiles, q, k, v, spec, arguments), detach);

@@ -35,9 +35,14 @@ struct BlockIndex {
 /// index, in memory proportional to what is kept. q (B, H, M, Dh), k (B, Hk, N, Dh), v (B, Hk, N, Dv), as `attention`
 /// takes them; batch(), head(), query(), key() of the spec are those of the whole call.
 ///
-/// Where key blocks are no longer than query blocks, the kept keys of each query block are gathered. Where they are
-/// longer, queries are packed: those that chose a key block lie side by side and attend to that block, and each query's
-/// parts are merged by their log-sum-exp. Both are gathers around `attention`, differentiable to any order.
+/// Blocks of at least 16 queries and 16 keys run in place where the fused kernel takes the spec: tiles are cut inside the
+/// blocks, and those that are not kept cost nothing (path `fused` of the counter `attention_blocks`). It then is given
+/// the index as a map, a byte for each pair of blocks.
+///
+/// Otherwise (`composite`): where key blocks are no longer than query blocks, the kept keys of each query block are
+/// gathered. Where they are longer, queries are packed: those that chose a key block lie side by side and attend to that
+/// block, and each query's parts are merged by their log-sum-exp. Both are gathers around `attention`. All forms are
+/// differentiable to any order.
 ///
 /// A selected query without keys has o = 0; one that is not selected has `otherwise`. lse of both is -inf.
 /// Errors: normalizers but softmax (sinks are fine), dropout, dots of one named head; shapes and entries of the index.

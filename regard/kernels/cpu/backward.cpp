@@ -35,8 +35,8 @@ class Backward {
       : plan_(plan),
         rows_(rows),
         grad_o_(grad_o),
-        map_(plan.pairs, plan.space, plan.call.captures, backward_cuts(plan.call.M, plan.call.N, plan.pairs.masked())) {
-  }
+        map_(plan.pairs, plan.space, plan.call.captures,
+             backward_cuts(plan.call.M, plan.call.N, plan.pairs.masked(), blocks_of(plan)), blocks_of(plan)) {}
 
   void operands() {
     if (!wants_operands()) return;
@@ -70,6 +70,8 @@ class Backward {
   }
 
  private:
+  static const BlockList* blocks_of(const Plan<T>& plan) { return plan.blocks ? &*plan.blocks : nullptr; }
+
   struct PartBuffer {
     std::unique_ptr<T[]> memory;
     int64_t size = 0;

@@ -5,13 +5,22 @@
 
 namespace regard::kernels {
 
-/// A length cut into parts of nearly one size, each a multiple of `unit` but the last.
+/// A length cut into parts of nearly one size, each a multiple of `unit` but the last; or into blocks of one size first,
+/// each cut into `pieces` of one size, so that no part reaches over the end of a block.
 struct Cut {
   int64_t length = 0, unit = 1, parts = 0;
+  int64_t block = 0, pieces = 1, piece = 0;  ///< block 0: none
 
   /// The fewest parts of at most `most` (a multiple of unit).
   static Cut at_most(int64_t length, int64_t unit, int64_t most) { return {length, unit, (length + most - 1) / most}; }
+  /// The fewest parts of at most `most` (a multiple of unit) inside blocks.
+  static Cut inside(int64_t length, int64_t block, int64_t unit, int64_t most) {
+    const auto up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+    const int64_t piece = up(up(block, up(block, most)), unit) * unit, pieces = up(block, piece);
+    return {length, unit, length / block * pieces + up(length % block, piece), block, pieces, piece};
+  }
   int64_t begin(int64_t part) const {
+    if (block > 0) return std::min(length, part / pieces * block + part % pieces * piece);
     const int64_t units = (length + unit - 1) / unit;
     return std::min(length, part * units / parts * unit);
   }

@@ -47,8 +47,9 @@ Plan<T>::Plan(const Attention<T>& attention) : call(attention), pairs(expression
   static const Expr plain_score = scale() * dot(), product = dot();  // one node, so that the cache finds it again
   plain = !pairs.weight.defined() && same(pairs.score, plain_score);
   if (plain) pairs.score = product;
-  if (pairs.masked() && pairs.counted.pointer() == pairs.keep.pointer()) band = band_of(pairs.keep);
   space = {call.B, call.H, call.M, call.N, call.query_offset, call.scale};
+  blocks = BlockList::take(pairs, space, call.captures);
+  if (pairs.masked() && pairs.counted.pointer() == pairs.keep.pointer()) band = band_of(pairs.keep);
   for (const Expr& dot : cached_programs(pairs, Side::queries, false, {})->dots) dots.push_back(operand_of(dot, call));
   v = side(call.v, call.H, call.Hk, call.N, call.Dv);
 }

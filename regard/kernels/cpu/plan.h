@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "regard/algebra/band.h"
+#include "regard/kernels/cpu/block_list.h"
 #include "regard/kernels/cpu/captures.h"
 #include "regard/kernels/cpu/program_cache.h"
 
@@ -45,7 +46,8 @@ struct Plan {
 
   const Attention<T>& call;
   PairSpace space;
-  PairExpressions pairs;  ///< score, keep, counted, weight
+  PairExpressions pairs;            ///< score, keep, counted, weight
+  std::optional<BlockList> blocks;  ///< what was taken out of keep and counted: which blocks hold pairs at all
   /// The score is scale() * dot(), unweighted: queries are packed times scale log2(e), so that products are scores in
   /// base 2 and only masks need a program (`pairs.score` is then dot()).
   bool plain = false;

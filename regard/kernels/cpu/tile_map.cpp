@@ -15,7 +15,11 @@ constexpr int64_t kMaskedQueries = 48;
 constexpr int64_t kForwardKeys = 208, kMaskedForwardKeys = 128, kBackwardKeys = 256;
 constexpr int64_t kKeyUnit = 8;  // rows of the register tile that is 48 lanes wide
 
-Cuts cuts_of(int64_t queries, int64_t keys, bool masked, int64_t block) {
+Cuts cuts_of(int64_t queries, int64_t keys, bool masked, int64_t block, const BlockList* list) {
+  if (list != nullptr) {
+    return {Cut::inside(queries, list->query_block(), kLaneUnit, kLanes),
+            Cut::inside(keys, list->key_block(), kKeyUnit, block)};
+  }
   return {Cut::at_most(queries, kLaneUnit, masked ? kMaskedQueries : kLanes), Cut::at_most(keys, kKeyUnit, block)};
 }
 
@@ -37,6 +41,24 @@ class RowAnalysis {
     query_end_ = query_end;
   }
 
+  /// Those of the kept blocks of a list; tiles[0] is block 0, and what is not kept stays as it is.
+  void map(const BlockList& list, MappedTile* tiles) {
+    const int64_t row = query_ / list.query_block(), columns = (keys_.length + list.key_block() - 1) / list.key_block();
+    const auto kept = [&](int64_t j) { return list.kept(batch_, head_, row, j); };
+    for (int64_t j = 0, end; j < columns; j = end) {
+      end = j + 1;
+      if (!kept(j)) continue;
+      const bool full = list.full(batch_, head_, row, j);
+      while (end < columns && kept(end) && list.full(batch_, head_, row, end) == full) ++end;
+      const int64_t first = j * keys_.pieces, last = std::min(end * keys_.pieces, keys_.parts);
+      if (full) {
+        for (int64_t block = first; block < last; ++block) tiles[block] = whole(block, TileKind::open);
+      } else {
+        map(first, last, tiles + first);
+      }
+    }
+  }
+
   /// tiles[block - first] for blocks in [first, end).
   void map(int64_t first, int64_t end, MappedTile* tiles) {
     const Truth found = truth(keys_.begin(first), keys_.end(end - 1));
@@ -47,17 +69,22 @@ class RowAnalysis {
       return;
     }
     for (int64_t block = first; block < end; ++block) {
-      const int64_t key = keys_.begin(block), key_end = keys_.end(block);
       MappedTile& tile = tiles[block - first];
-      tile.end_chunk = static_cast<uint8_t>((key_end - key + kChunk - 1) / kChunk);
-      tile.kind = found == Truth::never    ? TileKind::skipped
-                  : found == Truth::always ? TileKind::open
-                                           : TileKind::masked;
-      if (tile.kind == TileKind::masked) map_chunks(tile, key, key_end);
+      tile = whole(block, found == Truth::never    ? TileKind::skipped
+                          : found == Truth::always ? TileKind::open
+                                                   : TileKind::masked);
+      if (tile.kind == TileKind::masked) map_chunks(tile, keys_.begin(block), keys_.end(block));
     }
   }
 
  private:
+  MappedTile whole(int64_t block, TileKind kind) const {
+    MappedTile tile;
+    tile.kind = kind;
+    tile.end_chunk = static_cast<uint8_t>((keys_.end(block) - keys_.begin(block) + kChunk - 1) / kChunk);
+    return tile;
+  }
+
   void map_chunks(MappedTile& tile, int64_t key, int64_t end) {
     int64_t first = tile.end_chunk, last = 0;
     for (int64_t chunk = 0; chunk < tile.end_chunk; ++chunk) {
@@ -90,19 +117,21 @@ class RowAnalysis {
 
 }  // namespace
 
-Cuts forward_cuts(int64_t queries, int64_t keys, bool masked) {
-  return cuts_of(queries, keys, masked, masked ? kMaskedForwardKeys : kForwardKeys);
+Cuts forward_cuts(int64_t queries, int64_t keys, bool masked, const BlockList* blocks) {
+  return cuts_of(queries, keys, masked, masked ? kMaskedForwardKeys : kForwardKeys, blocks);
 }
 
-Cuts backward_cuts(int64_t queries, int64_t keys, bool masked) { return cuts_of(queries, keys, masked, kBackwardKeys); }
+Cuts backward_cuts(int64_t queries, int64_t keys, bool masked, const BlockList* blocks) {
+  return cuts_of(queries, keys, masked, kBackwardKeys, blocks);
+}
 
 TileMap::TileMap(const PairExpressions& pairs, const PairSpace& space, const std::vector<Capture>& captures,
-                 const Cuts& cuts)
+                 const Cuts& cuts, const BlockList* blocks)
     : cuts_(cuts) {
-  if (!pairs.masked() || cuts.keys.parts == 0) return;
+  if ((blocks == nullptr && !pairs.masked()) || cuts.keys.parts == 0) return;
   const Dependence keep = dependence(pairs.keep), counted = dependence(pairs.counted);
-  by_batch_ = keep.batch || counted.batch;
-  by_head_ = keep.head || counted.head;
+  by_batch_ = keep.batch || counted.batch || (blocks != nullptr && blocks->by_batch());
+  by_head_ = keep.head || counted.head || (blocks != nullptr && blocks->by_head());
   heads_ = by_head_ ? space.heads : 1;
   rows_.resize(static_cast<size_t>((by_batch_ ? space.batches : 1) * heads_ * cuts.queries.parts));
   const CaptureRange ranges = capture_range(captures);
@@ -114,8 +143,8 @@ TileMap::TileMap(const PairExpressions& pairs, const PairSpace& space, const std
     for (int64_t r = task * kRowsOfTask; r < std::min(rows, (task + 1) * kRowsOfTask); ++r) {
       const int64_t tile = r % cuts.queries.parts, head = r / cuts.queries.parts % heads_;
       analysis.begin(r / cuts.queries.parts / heads_, head, cuts.queries.begin(tile), cuts.queries.end(tile));
-      std::fill(all.begin(), all.end(), MappedTile{});
-      analysis.map(0, cuts.keys.parts, all.data());
+      std::fill(all.begin(), all.end(), MappedTile{TileKind::skipped});
+      blocks != nullptr ? analysis.map(*blocks, all.data()) : analysis.map(0, cuts.keys.parts, all.data());
       Row& row = rows_[static_cast<size_t>(r)];
       const auto exists = [](const MappedTile& mapped) { return mapped.kind != TileKind::skipped; };
       const auto first = std::find_if(all.begin(), all.end(), exists);
