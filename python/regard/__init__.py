@@ -17,6 +17,8 @@ group_heads                                multi-head attention as grouped-query
 load                                       a mechanism and its weights from the file that its save(path) wrote
 check, check_file                          the theorems, run on a mechanism or on the module of a Python file
 path_counts, reset_path_counts, strict     which path ran; fallbacks as errors
+route_counts, reset_route_counts           which kernel of the fused path ran
+Explanation                                what a call does and costs: attention(..., explain=True)
 expr                                       leaves beyond a function's arguments: dot, scale, keys, queries
 TraceError                                 a function that cannot be traced, with its file and line
 """
@@ -26,14 +28,15 @@ import torch as _torch
 from . import _library
 
 from . import expr, models, nn, scale, tracing
-from .attention import (AttentionOutput, attention, merge, path_counts, reset_path_counts,
-                        scaled_dot_product_attention, strict)
+from .attention import (AttentionOutput, attention, merge, path_counts, reset_path_counts, reset_route_counts,
+                        route_counts, scaled_dot_product_attention, strict)
 from .attention_map import AttentionMap, RowStatistics
 from .blocks import BlockIndex, attention_blocks
 from .checking import check, check_file
 from .conversion import group_heads
 from .edit import Edit
 from .errors import TraceError
+from .explanation import Explanation
 from .linear_attention import LinearAttentionOutput, linear_attention
 from .nn import create, list_mechanisms, load, load_plugin
 from .paged import attention_paged
@@ -41,10 +44,10 @@ from .spec import Spec
 from .state import AttentionState
 from .trace import PairOutput
 
-__all__ = ["AttentionMap", "AttentionOutput", "AttentionState", "BlockIndex", "Edit", "LinearAttentionOutput",
+__all__ = ["AttentionMap", "AttentionOutput", "AttentionState", "BlockIndex", "Edit", "Explanation", "LinearAttentionOutput",
            "PairOutput", "RowStatistics", "Spec", "TraceError", "attention", "attention_blocks", "attention_paged",
            "check", "check_file", "create", "expr", "group_heads", "linear_attention", "list_mechanisms", "load",
-           "load_plugin", "merge", "models", "nn", "path_counts", "reset_path_counts", "scale",
+           "load_plugin", "merge", "models", "nn", "path_counts", "reset_path_counts", "reset_route_counts", "route_counts", "scale",
            "scaled_dot_product_attention", "strict"]
 
 __version__ = _torch.ops.regard.version()

@@ -11,10 +11,12 @@ import torch
 
 from . import _library  # noqa: F401  loads the ops
 from .errors import fail, suggestion
+from .explanation import Explanation
 from .spec import Spec
 from .trace import trace
 
-__all__ = ["AttentionOutput", "attention", "merge", "path_counts", "reset_path_counts", "scaled_dot_product_attention",
+__all__ = ["AttentionOutput", "attention", "merge", "path_counts", "reset_path_counts", "reset_route_counts",
+           "route_counts", "scaled_dot_product_attention",
            "strict"]
 
 PATHS = ("auto", "fused", "stripe", "composite")
@@ -31,7 +33,7 @@ class AttentionOutput(NamedTuple):
 def attention(q, k, v, *, score=None, mask=None, weight=None, counted=None, pair_outputs=(), spec=None, captures=None,
               operands=None, normalizer="softmax", sinks=None, scale=None, query_offset=0, is_causal=False,
               dropout=0.0, seed=None, path="auto", return_lse=False, cu_seqlens=None, cu_seqlens_q=None,
-              cu_seqlens_k=None):
+              cu_seqlens_k=None, explain=False):
     """o_i = sum_j normalizer(score_i.)_j * weight_ij * v_j over the keys j that the mask keeps.
 
     Shapes: q (B, H, M, Dh), k (B, Hk, N, Dh), v (B, Hk, N, Dv); Hk divides H and query head h reads key head
@@ -66,6 +68,8 @@ def attention(q, k, v, *, score=None, mask=None, weight=None, counted=None, pair
         cu_seqlens: packed sequences, q (1, H, T, Dh), k and v likewise: (S + 1) integers, where each begins, 0 first
             and T last. Every sequence attends to itself alone, and i and j count from its beginning. cu_seqlens_q and
             cu_seqlens_k in place of it where queries and keys are of different sequences, the same number of them.
+        explain: return an `Explanation` of this very call in place of its result: the kernel that runs it and why the
+            others do not, FLOPs, bytes, roofline and measured time, forward and backward. `print(...)` shows tables.
 
     Returns:
         o (B, H, M, Dv); or (o, lse); or, with pair outputs, AttentionOutput(o, lse, pairs). A query without keys has
@@ -90,6 +94,11 @@ def attention(q, k, v, *, score=None, mask=None, weight=None, counted=None, pair
     if call.dropout or seed is not None:
         seed = _drawn("attention", call, seed, q)
     path = path if path in PATHS else _path("attention", path)
+    if explain:
+        if not cu_seqlens is cu_seqlens_q is cu_seqlens_k is None:
+            fail("attention", "explain without packed sequences", "cu_seqlens")
+        return Explanation(torch.ops.regard.explain_call(q, k, v, call.spec, call.captures, call.operands, sinks, seed,
+                                                         query_offset, path))
     if cu_seqlens is cu_seqlens_q is cu_seqlens_k is None:
         o, lse, pairs = _ATTENTION(q, k, v, call.spec, call.captures, call.operands, sinks, seed, query_offset, path)
     else:
@@ -333,6 +342,16 @@ def _mask_functions(name: str, attn_mask, query, batch, keys) -> dict:
     if attn_mask.dtype == torch.bool:
         return {"mask": read}
     return {"score": lambda s, b, h, i, j: s + read(b, h, i, j)}
+
+
+def route_counts() -> dict[str, int]:
+    """How often each kernel of the fused path ran: {"tile": 3, "few_queries": 1, "amx": 0}."""
+    return json.loads(torch.ops.regard.route_counts())
+
+
+def reset_route_counts() -> None:
+    """Sets all counters of `route_counts` to zero."""
+    torch.ops.regard.reset_route_counts()
 
 
 def path_counts() -> dict[str, dict[str, int]]:

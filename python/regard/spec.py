@@ -7,6 +7,7 @@ import json
 import torch
 
 from .errors import fail
+from .explanation import Explanation
 from .trace import _operands, trace
 
 __all__ = ["Spec"]
@@ -61,9 +62,18 @@ class Spec:
             "weight": "weight" in table,
         }
 
-    def explain(self) -> str:
-        """The spec in formulas, and for each faster path that refuses it the reason."""
-        return torch.ops.regard.explain(self.json)
+    def explain(self, shape=None, dtype: str = "float32"):
+        """The spec in formulas, and for each faster path that refuses it the reason.
+
+        With `shape`, (B, H, M, N, Dh[, Dv[, Hk]]): the `Explanation` of a call of these sizes on random inputs (the
+        captures too: integers are drawn from [0, N)). `regard.attention(..., explain=True)` explains a given call.
+        """
+        if shape is None:
+            return torch.ops.regard.explain(self.json)
+        if not isinstance(shape, (tuple, list)):
+            fail("Spec.explain", "shape to be (B, H, M, N, Dh[, Dv[, Hk]])", type(shape).__name__)
+        sizes = ",".join(str(size) for size in shape)
+        return Explanation(torch.ops.regard.explain_shape(self.json, sizes, str(dtype).removeprefix("torch.")))
 
     def __str__(self) -> str:
         return self.explain()
