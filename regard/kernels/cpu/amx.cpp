@@ -1,9 +1,6 @@
 // Whether AMX runs a call, and what forward and backward share.
 #include "regard/kernels/cpu/amx.h"
 
-#include <atomic>
-
-#include "regard/base/parallel.h"
 #include "regard/kernels/cpu/amx_call.h"
 #include "regard/kernels/cpu/isa.h"
 #include "regard/kernels/cpu/program_cache.h"
@@ -109,13 +106,6 @@ RowTiles RowTiles::of(const Array4<const bfloat16>& x, int64_t batch, int64_t he
   tiles.tile = pack.row_tile;
   tiles.depth = kTileBytes;
   return tiles;
-}
-
-void run_tasks(int64_t tasks, const std::function<void(int64_t)>& task) {
-  std::atomic<int64_t> next{0};
-  parallel_for(tasks, [&](int64_t) {
-    for (int64_t t = next++; t < tasks; t = next++) task(t);
-  });
 }
 
 }  // namespace regard::kernels

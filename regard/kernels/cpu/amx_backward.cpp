@@ -1,6 +1,7 @@
 // The backward pass of bfloat16 attention on AMX: five products, one owner of each sum. See amx_backward_task.cpp for
 // the work of an owner. Owners are (batch, key head, part of the keys); parts are cut by lengths and heads alone.
 // Where there are several, each has a dQ of its own, and these are added in the order of the keys.
+#include "regard/base/parallel.h"
 #include "regard/kernels/cpu/amx.h"
 #include "regard/kernels/cpu/amx_backward_task.h"
 #include "regard/kernels/cpu/routes.h"
@@ -25,7 +26,7 @@ std::vector<int64_t> part_starts(const AmxReach& reach, int64_t M, int64_t block
 /// One owner a key head: dQ of a head is its own.
 void run_whole(const BackwardPlan& plan) {
   const AmxCall& call = plan.call;
-  run_tasks(call.B * call.Hk, [&](int64_t task) {
+  parallel_for(call.B * call.Hk, [&](int64_t task) {
     amx_kernels()->begin();
     BackwardTask owner(plan);
     owner.run(task / call.Hk, task % call.Hk, 0, nullptr);
@@ -38,7 +39,7 @@ void run_parts(const BackwardPlan& plan) {
   const int64_t heads = call.B * call.H, floats = plan.dq_floats(), parts = plan.parts();
   Arena memory;  // of dQ: uninitialized, first written by its owner
   float* dq = plan.gradient.q != nullptr ? memory.take<float>(parts * heads * floats) : nullptr;
-  run_tasks(call.B * call.Hk * parts, [&](int64_t task) {
+  parallel_for(call.B * call.Hk * parts, [&](int64_t task) {
     const int64_t part = task % parts, sequence = task / parts;
     std::vector<float*> of_heads;
     for (int64_t g = 0; g < plan.group; ++g) {
@@ -50,7 +51,7 @@ void run_parts(const BackwardPlan& plan) {
     amx_kernels()->end();
   });
   if (dq == nullptr) return;
-  run_tasks(heads, [&](int64_t head) {
+  parallel_for(heads, [&](int64_t head) {
     BackwardTask::write_dq(plan, head / call.H, head % call.H, dq + head * floats, parts, heads * floats);
   });
 }

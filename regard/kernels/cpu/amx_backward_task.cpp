@@ -13,7 +13,6 @@
 
 #include <cmath>
 #include <cstring>
-#include <limits>
 
 #include "regard/kernels/cpu/amx_careful.h"
 
@@ -23,16 +22,6 @@ namespace {
 constexpr int64_t kStepTiles = kBackwardQueries / kTileDepth;  // tiles of 32 queries a step
 constexpr int64_t kRowTile = kStepTiles * kTileBytes;          // from 16 keys to the next in P and dS
 constexpr int64_t kTileFloats = kTile * kTile;
-
-TilePack pack_of(const Array4<const bfloat16>& x, const uint16_t* data, int64_t rows, int64_t columns) {
-  TilePack pack;
-  pack.data = data;
-  pack.row = x.row;
-  pack.column = x.column;
-  pack.rows = rows;
-  pack.columns = columns;
-  return pack;
-}
 
 }  // namespace
 
@@ -89,59 +78,6 @@ void BackwardTask::run(int64_t batch, int64_t key_head, int64_t part, float* con
     if (own_dq_ != nullptr) write_dq(plan_, batch, query_head_, own_dq_, 1, 0);
   }
   write_keys(part);
-}
-
-void BackwardTask::prepare(int64_t head) {
-  const int64_t first = plan_.reach.first_query, queries = plan_.queries(), padded = round_up(queries, kPanelPair);
-  const AmxGradient& g = plan_.gradient;
-  pack_queries(call_.q, head, call_.Dh, call_.scale < 0, head_.q_across, head_.q_pairs);
-  pack_queries(g.grad_o, head, call_.Dv, false, head_.g_across, head_.g_pairs);
-  RowDots dots;
-  dots.a = bits_at(g.grad_o, batch_, head, first);
-  dots.a_row = g.grad_o.row;
-  dots.a_column = g.grad_o.column;
-  dots.b = bits_at(g.o, batch_, head, first);
-  dots.b_row = g.o.row;
-  dots.b_column = g.o.column;
-  dots.rows = queries;
-  dots.columns = call_.Dv;
-  dots.out = head_.delta;
-  kernels_.row_dots(dots);
-  const int64_t row = (batch_ * call_.H + head) * call_.M + first;
-  for (int64_t i = 0; i < padded; ++i) {
-    const float lse = i < queries ? g.lse[row + i] : 0;
-    const bool empty = i >= queries || lse == -std::numeric_limits<float>::infinity();
-    head_.lse[i] = empty ? std::numeric_limits<float>::infinity() : static_cast<float>(lse * kLog2e);
-    if (empty) head_.delta[i] = 0;
-    if (!empty && g.grad_lse != nullptr) head_.delta[i] -= g.grad_lse[row + i];
-  }
-  head_.finite.clear();
-  for (int64_t i = 0; i < queries && plan_.reach.causal; i += kBackwardQueries) {
-    const int64_t count = std::min(kBackwardQueries, queries - i);
-    const auto finite = [&](const Array4<const bfloat16>& x, int64_t width) {
-      return kernels_.finite(bits_at(x, batch_, head, first + i), x.row, x.column, count, width);
-    };
-    head_.finite.push_back(finite(call_.q, call_.Dh) && finite(g.grad_o, call_.Dv));
-  }
-}
-
-void BackwardTask::pack_queries(const Array4<const bfloat16>& x, int64_t head, int64_t width, bool negate, char* across,
-                                char* pairs) {
-  const int64_t queries = plan_.queries(), line = ceil_div(width, kTileDepth) * kTileBytes;
-  TilePack pack = pack_of(x, bits_at(x, batch_, head, plan_.reach.first_query), queries, width);
-  pack.packing = Packing::across;
-  pack.negate = negate;
-  pack.out = across;
-  pack.row_tile = line;
-  pack.column_tile = kTileBytes;
-  kernels_.pack(pack);
-  // The products take panels two by two: the second one of the last pair may be missing.
-  if (ceil_div(queries, kTile) % 2 == 1) std::memset(across + ceil_div(queries, kTile) * line, 0, line);
-  pack.packing = Packing::pairs;
-  pack.negate = false;
-  pack.out = pairs;
-  pack.row_tile = ceil_div(width, kTile) * kTileBytes;
-  kernels_.pack(pack);
 }
 
 void BackwardTask::enter_block(int64_t key, int64_t count) {
@@ -311,44 +247,6 @@ void BackwardTask::step_carefully(int64_t first, int64_t count, float* dq) {
   c.dv = dv_ + tile * v_tiles_ * kTileFloats;
   c.dq = dq == nullptr ? nullptr : dq + first / kTile * q_tiles_ * kTileFloats;
   careful_gradient(c);
-}
-
-void BackwardTask::write_keys(int64_t part) {
-  const auto add = [&](float* gradient, const float* sums, int64_t width) {
-    if (gradient == nullptr) return;
-    const int64_t tiles = ceil_div(width, kTile);
-    float* rows = gradient + (batch_ * call_.Hk + key_head_) * call_.N * width;
-    for (int64_t key = part_start_; key < plan_.starts[part + 1]; ++key) {
-      const int64_t at = key - part_start_;
-      for (int64_t t = 0; t < tiles; ++t) {
-        const float* from = sums + (at / kTile * tiles + t) * kTileFloats + at % kTile * kTile;
-        float* to = rows + key * width + t * kTile;
-        const int64_t columns = std::min(kTile, width - t * kTile);
-        for (int64_t d = 0; d < columns; ++d) to[d] += from[d];
-      }
-    }
-  };
-  add(plan_.gradient.k, dk_, call_.Dh);
-  add(plan_.gradient.v, dv_, call_.Dv);
-}
-
-void BackwardTask::write_dq(const BackwardPlan& plan, int64_t batch, int64_t head, const float* dq, int64_t parts,
-                            int64_t part_floats) {
-  const AmxCall& call = plan.call;
-  float ones[kTile];
-  std::fill_n(ones, kTile, 1.0f);
-  PanelOut out;
-  out.parts = parts;
-  out.part = part_floats;
-  out.width = call.Dh;
-  out.factor = ones;
-  const int64_t panel = ceil_div(call.Dh, kTile) * kTileFloats;
-  for (int64_t first = 0; first < plan.queries(); first += kTile) {
-    out.panel = dq + first / kTile * panel;
-    out.count = std::min(kTile, plan.queries() - first);
-    out.floats = plan.gradient.q + ((batch * call.H + head) * call.M + plan.reach.first_query + first) * call.Dh;
-    amx_kernels()->write(out);
-  }
 }
 
 }  // namespace regard::kernels

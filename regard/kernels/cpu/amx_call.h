@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <functional>
 
 #include "regard/kernels/attention.h"
 #include "regard/kernels/cpu/amx_tile.h"
@@ -34,9 +33,20 @@ struct AmxReach {
   int64_t first_query = 0;  ///< the queries before see no key
 };
 
-/// An element of an array.
+/// The first element of a row.
 inline const uint16_t* bits_at(const Array4<const bfloat16>& x, int64_t batch, int64_t head, int64_t row) {
   return reinterpret_cast<const uint16_t*>(x.data + batch * x.batch + head * x.head + row * x.row);
+}
+
+/// A pack of rows of an array, to be completed.
+inline TilePack pack_of(const Array4<const bfloat16>& x, const uint16_t* data, int64_t rows, int64_t columns) {
+  TilePack pack;
+  pack.data = data;
+  pack.row = x.row;
+  pack.column = x.column;
+  pack.rows = rows;
+  pack.columns = columns;
+  return pack;
 }
 
 inline float to_float(uint16_t bits) {
@@ -59,10 +69,6 @@ struct RowTiles {
     return round_up(count, kTileDepth) / kTile * ceil_div(width, kTileDepth) * kTileBytes;
   }
 };
-
-/// Runs task(t) for every t in [0, tasks), in this order, on whichever thread is free: parallel_for may hand out fixed
-/// shares, and causal tasks differ in size.
-void run_tasks(int64_t tasks, const std::function<void(int64_t)>& task);
 
 /// Whether a mask is query() >= key().
 bool is_causal(const Expr& keep);

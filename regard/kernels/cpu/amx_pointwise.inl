@@ -55,14 +55,20 @@ void absorb(const PanelAbsorb& p) {
   const __m512 shift = _mm512_mul_ps(maximum, scale);
   __m512 sum_odd = _mm512_setzero_ps();
   char* weights = reinterpret_cast<char*>(p.dots);  // 64 bytes written for every 128 read: never ahead of the reads
+  Beside beside(p.beside);
+  const int64_t pace = beside.steps() > 0 ? p.keys / beside.steps() / 2 * 2 : p.keys;  // keys between its steps
   int64_t j = 0;
+  while (j < p.open) {
+    beside.step();
+    const int64_t end = pace < 2 ? j + 2 : j + pace < p.open ? j + pace : p.open;
 #pragma GCC unroll 4
-  for (; j < p.open; j += 2) {
-    const __m512 even = exp2(_mm512_fmsub_ps(_mm512_load_ps(p.dots + j * kTile), scale, shift));
-    const __m512 odd = exp2(_mm512_fmsub_ps(_mm512_load_ps(p.dots + (j + 1) * kTile), scale, shift));
-    sum = _mm512_add_ps(sum, even);
-    sum_odd = _mm512_add_ps(sum_odd, odd);
-    _mm512_store_si512(weights + j * 32, in_turn(even, odd));
+    for (; j < end; j += 2) {
+      const __m512 even = exp2(_mm512_fmsub_ps(_mm512_load_ps(p.dots + j * kTile), scale, shift));
+      const __m512 odd = exp2(_mm512_fmsub_ps(_mm512_load_ps(p.dots + (j + 1) * kTile), scale, shift));
+      sum = _mm512_add_ps(sum, even);
+      sum_odd = _mm512_add_ps(sum_odd, odd);
+      _mm512_store_si512(weights + j * 32, in_turn(even, odd));
+    }
   }
   for (; j < p.keys; j += 2) {
     __m512 two[2];
@@ -75,6 +81,7 @@ void absorb(const PanelAbsorb& p) {
     sum_odd = _mm512_add_ps(sum_odd, two[1]);
     _mm512_store_si512(weights + j * 32, in_turn(two[0], two[1]));
   }
+  beside.finish();
   _mm512_storeu_ps(p.state->sum, _mm512_add_ps(sum, sum_odd));
 }
 

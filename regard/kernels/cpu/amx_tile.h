@@ -66,6 +66,7 @@ struct PanelAbsorb {
   PanelState* state = nullptr;
   float* output = nullptr;  ///< [width][16 queries], rescaled when a maximum moves; null before the first block
   int64_t width = 0;
+  const TileProduct* beside = nullptr;  ///< a product of other memory, worked off in between; or null
 };
 
 /// Chain rule on keys x 32 queries of one head: with p = 2^(scale s - lse) and ds = factor p (dp - delta), writes p
