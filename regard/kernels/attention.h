@@ -45,6 +45,13 @@ struct float16 {
   uint16_t bits;
 };
 
+/// Keys and values in pages: token j of batch entry b is entry j % size of page table[b entries + j / size].
+struct PageTable {
+  const int64_t* table = nullptr;
+  int64_t entries = 0;  ///< of a batch entry
+  int64_t size = 0;     ///< tokens of a page; 0: not in pages
+};
+
 /// One call. T is float or double, in which everything is computed; S is how q, k, v and o are stored: T itself, or
 /// bfloat16 or float16 with T = float.
 template <class T, class S = T>
@@ -54,6 +61,7 @@ struct Attention {
   double scale = 1;
   const AttentionSpec* spec = nullptr;  ///< resolved, softmax, without pair outputs and dropout
   Array4<const S> q, k, v;              ///< (B,H,M,Dh) (B,Hk,N,Dh) (B,Hk,N,Dv)
+  PageTable pages;                      ///< then k, v are (P,Hk,size,Dh) (P,Hk,size,Dv); see reads_pages
   std::vector<Capture> captures;        ///< in the order of spec->captures()
   std::vector<Operand<T>> operands;     ///< in the order of spec->operands()
   const T* sinks = nullptr;             ///< contiguous (H, S)
@@ -84,6 +92,11 @@ template <class T, class S>
 bool reads_in_place(const Attention<T, S>& call);
 template <class T, class S>
 bool reads_in_place(const Attention<T, S>& call, const AttentionGradient<T, S>& gradient);
+
+/// Whether the forward of this call reads k and v through its table of pages: few queries do. Others, and the backward,
+/// want them gathered.
+template <class T, class S>
+bool reads_pages(const Attention<T, S>& call);
 
 /// o_i = sum_j softmax_j(score_ij) weight_ij v_j over the kept pairs; see AttentionSpec.
 /// Throws regard::Error when a capture is read out of range where `keep` holds.

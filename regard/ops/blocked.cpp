@@ -91,11 +91,8 @@ struct Bound {
   }
 };
 
-/// None where no kernel reads this storage in place.
 template <class T, class S>
-std::optional<Stripe> forward(const Call& source) {
-  Bound<T, S> bound(source);
-  if (!kernels::reads_in_place(bound.call)) return std::nullopt;
+Stripe run(const Call& source, Bound<T, S>& bound) {
   const auto options = bound.q.options();
   Stripe out;
   out.o = at::empty({bound.call.B, bound.call.H, bound.call.M, bound.call.Dv}, options);
@@ -106,6 +103,25 @@ std::optional<Stripe> forward(const Call& source) {
   bound.call.lse = out.lse.template mutable_data_ptr<T>();
   kernels::attention_forward(bound.call);
   return out;
+}
+
+/// None where no kernel reads this storage in place.
+template <class T, class S>
+std::optional<Stripe> forward(const Call& source) {
+  Bound<T, S> bound(source);
+  if (!kernels::reads_in_place(bound.call)) return std::nullopt;
+  return run(source, bound);
+}
+
+template <class T, class S>
+std::optional<Stripe> forward_of_pages(const Call& source, const at::Tensor& k, const at::Tensor& v,
+                                       const at::Tensor& table) {
+  Bound<T, S> bound(source);
+  bound.call.k = array_of<S>(k);
+  bound.call.v = array_of<S>(v);
+  bound.call.pages = {table.const_data_ptr<int64_t>(), table.size(1), k.size(2)};
+  if (!kernels::reads_pages(bound.call)) return std::nullopt;
+  return run(source, bound);
 }
 
 template <class T>
@@ -170,6 +186,14 @@ Stripe blocked_forward(const Call& call) {
   if (call.q.scalar_type() == at::kBFloat16) out = forward<float, kernels::bfloat16>(call);
   if (call.q.scalar_type() == at::kHalf) out = forward<float, kernels::float16>(call);
   return out ? *out : *forward<float, float>(call);
+}
+
+std::optional<Stripe> paged_forward(const Call& call, const at::Tensor& k, const at::Tensor& v,
+                                    const at::Tensor& table) {
+  if (call.q.scalar_type() == at::kDouble) return forward_of_pages<double, double>(call, k, v, table);
+  if (call.q.scalar_type() == at::kBFloat16) return forward_of_pages<float, kernels::bfloat16>(call, k, v, table);
+  if (call.q.scalar_type() == at::kHalf) return forward_of_pages<float, kernels::float16>(call, k, v, table);
+  return forward_of_pages<float, float>(call, k, v, table);
 }
 
 StripeGradient blocked_backward(const Call& call, const at::Tensor& o, const at::Tensor& lse, const at::Tensor& grad_o,

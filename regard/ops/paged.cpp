@@ -1,11 +1,17 @@
 #include "regard/ops/paged.h"
 
+#include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "regard/base/error.h"
+#include "regard/ops/blocked.h"
 #include "regard/ops/boundary.h"
 #include "regard/ops/call.h"
+#include "regard/ops/node.h"
 #include "regard/ops/packed.h"
+#include "regard/ops/paths.h"
 
 namespace regard {
 namespace {
@@ -74,6 +80,42 @@ at::Tensor page_index(const at::Tensor& table, const at::Tensor& used) {
   return at::where(used, table.to(at::kLong), at::zeros({}, table.options().dtype(at::kLong)));
 }
 
+/// A tensor of this shape without memory of its own.
+at::Tensor shape_only(const at::Tensor& like, at::IntArrayRef sizes) {
+  return at::zeros({1}, like.options()).expand(sizes);
+}
+
+/// Nothing is differentiated, traced or cast: the kernel may be called as it is.
+bool is_bare(const std::vector<at::Tensor>& tensors) {
+  const bool concrete = std::all_of(tensors.begin(), tensors.end(), [](const at::Tensor& t) {
+    return !t.defined() || (ops::concrete(t) && t.is_cpu());
+  });
+  return concrete && !(at::GradMode::is_enabled() && ops::any_requires_grad(tensors)) &&
+         !ops::any_forward_grad(tensors) && !at::autocast::is_autocast_enabled(at::kCPU);
+}
+
+/// The pages read where they lie; none where that has to be a gathered call.
+std::optional<AttentionOutput> attend_in_place(const at::Tensor& q, const Pages& pages, const at::Tensor& index,
+                                               const AttentionSpec& spec, const AttentionArguments& given) {
+  const AttentionArguments arguments = in_order(spec, given);
+  std::vector<at::Tensor> all = {q, pages.k, pages.v, index, arguments.sinks, arguments.seed};
+  all.insert(all.end(), arguments.captures.begin(), arguments.captures.end());
+  all.insert(all.end(), arguments.operands.begin(), arguments.operands.end());
+  const Path path = path_from_name(function, arguments.path);
+  if ((path != Path::automatic && path != Path::fused) || !is_bare(all)) return std::nullopt;
+  const int64_t B = q.size(0), keys = index.size(1) * pages.k.size(2);
+  const auto stand_in = [&](const at::Tensor& t) { return shape_only(t, {B, t.size(1), keys, t.size(3)}); };
+  const auto some = [](const at::Tensor& t) { return t.defined() ? std::optional<at::Tensor>(t) : std::nullopt; };
+  const ops::Call call =
+      ops::make_call(function, q, stand_in(pages.k), stand_in(pages.v), to_json(spec), arguments.captures,
+                     arguments.operands, some(arguments.sinks), some(arguments.seed), arguments.query_offset);
+  if (!ops::fused_refusal(call).empty()) return std::nullopt;
+  const at::NoGradGuard off;
+  const auto out = ops::paged_forward(call, pages.k, pages.v, index.contiguous());
+  if (!out) return std::nullopt;
+  return AttentionOutput{out->o.to(q.scalar_type()), out->lse, out->pairs};
+}
+
 }  // namespace
 
 at::Tensor gather_pages(const at::Tensor& pages, const at::Tensor& table, const at::Tensor& lengths) {
@@ -107,6 +149,9 @@ AttentionOutput attention_paged(const at::Tensor& q, const Pages& pages, const A
     own.positions.query.per_batch = !row;
     arguments.named_captures["page_query_positions"] = query_positions;
   }
+  const auto in_place = attend_in_place(q, pages, index, own, arguments);
+  if (!ops::traced(q)) count_path(function, in_place ? Path::fused : Path::composite);
+  if (in_place) return *in_place;
   return attention(q, gathered(pages.k, index), gathered(pages.v, index), own, arguments);
 }
 

@@ -18,7 +18,10 @@ struct Pages {
 /// `attention` of q (B, H, M, Dh) over the first lengths[b] tokens of each sequence. key() is the token's place in its
 /// sequence, wherever its page lies; query() is row + query_offset, or `query_positions` (B, M) or (M) where given (a
 /// decode whose queries are the last tokens: lengths - M + row). Differentiable in q, the pages and everything else.
-/// Reference form: the pages of the call are gathered.
+///
+/// A decode (nothing differentiated, at most 8 queries for each key head, a spec of the fused kernels without operands)
+/// reads the pages where they lie: path `fused` of the counter `attention_paged`. Every other call gathers the pages of
+/// the call first (`composite`) and then is an `attention`, whose own counter says how that ran.
 AttentionOutput attention_paged(const at::Tensor& q, const Pages& pages, const AttentionSpec& spec,
                                 const AttentionArguments& arguments = {}, const at::Tensor& query_positions = {});
 

@@ -54,8 +54,14 @@ bool reads_in_place(const Attention<T, S>& call, const AttentionGradient<T, S>& 
 }
 
 template <class T, class S>
+bool reads_pages(const Attention<T, S>& call) {
+  return call.pages.size > 0 && few_queries_take(call);
+}
+
+template <class T, class S>
 void attention_forward(const Attention<T, S>& call) {
   if (few_queries_take(call)) return few_queries_forward(call);
+  if (call.pages.size > 0) fail("attention", "few queries over pages", std::to_string(call.M) + " of a head");
   if constexpr (std::is_same_v<S, bfloat16>) {
     if (on_amx(call)) return amx_forward(call);
   }
@@ -68,6 +74,7 @@ void attention_forward(const Attention<T, S>& call) {
 
 template <class T, class S>
 void attention_backward(const Attention<T, S>& call, const AttentionGradient<T, S>& gradient) {
+  if (call.pages.size > 0) fail("attention", "keys and values in order for a backward pass", "pages");
   if (few_queries_take(call, gradient)) {
     zero(gradient.q, call.B * call.H * call.M * call.Dh);
     if (!writes_all_keys(*call.spec)) zero_keys(call, gradient);
@@ -90,6 +97,7 @@ void attention_backward(const Attention<T, S>& call, const AttentionGradient<T, 
 #define REGARD_INSTANTIATE(T, S)                                                        \
   template bool reads_in_place(const Attention<T, S>&);                                 \
   template bool reads_in_place(const Attention<T, S>&, const AttentionGradient<T, S>&); \
+  template bool reads_pages(const Attention<T, S>&);                                    \
   template void attention_forward(const Attention<T, S>&);                              \
   template void attention_backward(const Attention<T, S>&, const AttentionGradient<T, S>&);
 REGARD_INSTANTIATE(float, float)

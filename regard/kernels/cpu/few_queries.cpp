@@ -20,14 +20,15 @@ bool own_dots(const AttentionSpec& spec) { return spec.operands().empty(); }
 template <class T, class S>
 bool few_queries_take(const Attention<T, S>& call) {
   if (call.spec == nullptr || call.B <= 0 || call.H <= 0 || call.Hk <= 0 || call.M <= 0) return false;
-  if (call.Dh <= 0 || call.Dv <= 0 || call.N < kLeastKeys || call.H % call.Hk != 0) return false;
+  if (call.Dh <= 0 || call.Dv <= 0 || call.H % call.Hk != 0) return false;
+  if (call.N < kLeastKeys && call.pages.size == 0) return false;
   if (call.H / call.Hk * call.M > kMostRows) return false;
   return refusal(*call.spec).empty() && own_dots(*call.spec);
 }
 
 template <class T, class S>
 bool few_queries_take(const Attention<T, S>& call, const AttentionGradient<T, S>&) {
-  if (!few_queries_take(call)) return false;
+  if (!few_queries_take(call) || call.pages.size > 0) return false;
   return std::none_of(call.captures.begin(), call.captures.end(),
                       [](const Capture& capture) { return capture.gradient != nullptr; });
 }

@@ -71,25 +71,28 @@ class FewForward {
       run.absorb(
           {tile.row(r), plan_.unit, tile.block().count, p + r * kLanes, to + width_, to + width_ + 1, to, width_});
     }
-    FewSums<T> x{state(task, 0), width_ + 2,          plan_.rows,         p,
-                 tile.values(),  tile.after_values(), tile.block().count, call_.Dv};
-    const int storage = static_cast<int>(x.values.storage);
-    if (!tile.masked() || run.finite[storage](x.values, x.count, x.width)) {
-      run.sums[storage](x);
-    } else {
-      sum_kept(tile, x);
+    for (size_t n = 0; n < tile.pieces().size(); ++n) {
+      const FewPiece& piece = tile.pieces()[n];
+      const FewSums<T> x{state(task, 0), width_ + 2,           plan_.rows,  p + piece.first,
+                         piece.values,   tile.after_values(n), piece.count, call_.Dv};
+      const int storage = static_cast<int>(x.values.storage);
+      if (!tile.masked() || run.finite[storage](x.values, x.count, x.width)) {
+        run.sums[storage](x);
+      } else {
+        sum_kept(tile, x, piece.first);
+      }
     }
   }
 
   /// Pair by pair, because 0 times a hidden NaN is NaN.
-  void sum_kept(const FewTile<T, S>& tile, const FewSums<T>& all) {
+  void sum_kept(const FewTile<T, S>& tile, const FewSums<T>& all, int64_t first) {
     FewSums<T> one = all;
     one.ahead = {};
     one.row_count = one.count = 1;
     for (int64_t r = 0; r < plan_.rows; ++r) {
       one.sums = all.sums + r * all.sum_stride;
       for (int64_t j = 0; j < all.count; ++j) {
-        if (!tile.keeps(r, j)) continue;
+        if (!tile.keeps(r, first + j)) continue;
         one.weights = all.weights + r * kLanes + j;
         one.values = part_of<T, S>(all.values, j, 0);
         few_primitives<T>().sums[static_cast<int>(all.values.storage)](one);

@@ -97,11 +97,15 @@ void FewTile<T, S>::begin(int64_t batch, int64_t key_head) {
   steps_begun_.assign(open_.size() + masked_.size(), 0);
 }
 
-/// Rows [first, first + count) of the key head's array, copied to T when its columns do not lie together.
+/// Rows [first, first + count) of the key head's array, of one page where it has pages; copied to T when its columns do
+/// not lie together.
 template <class T, class S>
 FewArray FewTile<T, S>::array_of(const Array4<const S>& array, int64_t first, int64_t count, int64_t width,
                                  T* copy) const {
-  const S* data = array.data + batch_ * array.batch + key_head_ * array.head + first * array.row;
+  const PageTable& pages = plan_.call.pages;
+  const int64_t page = pages.size > 0 ? pages.table[batch_ * pages.entries + first / pages.size] : batch_;
+  const int64_t row = pages.size > 0 ? first % pages.size : first;
+  const S* data = array.data + page * array.batch + key_head_ * array.head + row * array.row;
   if (copy == nullptr) return {data, array.row, storage_of<S>};
   const int64_t stride = padded(width);
   for (int64_t j = 0; j < count; ++j) {
@@ -120,8 +124,7 @@ template <class T, class S>
 void FewTile<T, S>::enter(const KeyBlock& block, const KeyBlock* next) {
   const auto& call = plan_.call;
   block_ = block;
-  keys_ = array_of(call.k, block.first, block.count, call.Dh, key_copy_);
-  values_ = array_of(call.v, block.first, block.count, call.Dv, value_copy_);
+  cut_into_pieces();
   next_keys_ = {};
   if (next != nullptr && key_copy_ == nullptr)
     next_keys_ = array_of(call.k, next->first, next->count, call.Dh, nullptr);
@@ -134,18 +137,35 @@ void FewTile<T, S>::enter(const KeyBlock& block, const KeyBlock* next) {
 }
 
 template <class T, class S>
+void FewTile<T, S>::cut_into_pieces() {
+  const auto& call = plan_.call;
+  const int64_t size = call.pages.size;
+  pieces_.clear();
+  for (int64_t at = 0, count; at < block_.count; at += count) {
+    const int64_t key = block_.first + at;
+    count = size > 0 ? std::min(size - key % size, block_.count - at) : block_.count;
+    const auto copy = [at](T* to, int64_t width) { return to == nullptr ? nullptr : to + at * padded(width); };
+    pieces_.push_back({at, count, array_of(call.k, key, count, call.Dh, copy(key_copy_, call.Dh)),
+                       array_of(call.v, key, count, call.Dv, copy(value_copy_, call.Dv))});
+  }
+}
+
+template <class T, class S>
 void FewTile<T, S>::multiply() {
-  for (size_t d = 0; d < scores_.size(); ++d) {
-    FewScores<T> x;
-    x.rows = queries_[d];
-    x.row_stride = padded(plan_.dots[d].width);
-    x.row_count = plan_.rows;
-    x.keys = part_of<T, S>(keys_, 0, plan_.dots[d].begin);
-    x.ahead = after_keys();
-    x.count = block_.count;
-    x.width = plan_.dots[d].width;
-    x.scores = scores_[d];
-    few_primitives<T>().scores[static_cast<int>(keys_.storage)](x);
+  for (size_t n = 0; n < pieces_.size(); ++n) {
+    const FewPiece& piece = pieces_[n];
+    for (size_t d = 0; d < scores_.size(); ++d) {
+      FewScores<T> x;
+      x.rows = queries_[d];
+      x.row_stride = padded(plan_.dots[d].width);
+      x.row_count = plan_.rows;
+      x.keys = part_of<T, S>(piece.keys, 0, plan_.dots[d].begin);
+      x.ahead = after_keys(n);
+      x.count = piece.count;
+      x.width = plan_.dots[d].width;
+      x.scores = scores_[d] + piece.first;
+      few_primitives<T>().scores[static_cast<int>(piece.keys.storage)](x);
+    }
   }
 }
 

@@ -55,6 +55,12 @@ template <class T, class S>
 void pack_rows(const FewPlan<T, S>& plan, const Array4<const S>& array, int64_t batch, int64_t key_head, FewDot columns,
                T factor, T* to);
 
+/// Keys of a block that lie together: all of it, or what one page holds of it.
+struct FewPiece {
+  int64_t first = 0, count = 0;  ///< first: in the block
+  FewArray keys, values;
+};
+
 /// The scores of one block of keys at a time, for all rows of one (batch, key head).
 template <class T, class S>
 class FewTile {
@@ -67,11 +73,16 @@ class FewTile {
 
   const T* queries(size_t dot) const { return queries_[dot]; }  ///< packed rows
   FewRow<T> row(int64_t r) const { return view_[r]; }
-  FewArray keys() const { return keys_; }
-  FewArray values() const { return values_; }
+  const std::vector<FewPiece>& pieces() const { return pieces_; }
+  FewArray keys() const { return pieces_.front().keys; }  ///< of a block that lies together
+  FewArray values() const { return pieces_.front().values; }
   /// What to fetch while the block's values are read: the next block's keys.
-  FewAhead after_values() const { return ahead(next_keys_, plan_.call.Dv); }
-  FewAhead after_keys() const { return ahead(values_, plan_.call.Dh); }
+  FewAhead after_values(size_t piece = 0) const {
+    return ahead(piece + 1 < pieces_.size() ? pieces_[piece + 1].values : next_keys_, plan_.call.Dv);
+  }
+  FewAhead after_keys(size_t piece = 0) const {
+    return ahead(piece + 1 < pieces_.size() ? pieces_[piece + 1].keys : values(), plan_.call.Dh);
+  }
   bool masked() const { return block_.masked; }
   const KeyBlock& block() const { return block_; }
   /// d score / d dot and d weight / d dot of a row; null for zero.
@@ -87,13 +98,15 @@ class FewTile {
   void multiply();
   void run_programs();
   FewArray array_of(const Array4<const S>& array, int64_t first, int64_t count, int64_t width, T* copy) const;
+  void cut_into_pieces();
   FewAhead ahead(const FewArray& next, int64_t width) const;
   const T* slope(size_t dot, int64_t r, bool score) const;
 
   const FewPlan<T, S>& plan_;
   int64_t batch_ = 0, key_head_ = 0;
   KeyBlock block_;
-  FewArray keys_, values_, next_keys_;
+  std::vector<FewPiece> pieces_;
+  FewArray next_keys_;
   T *key_copy_ = nullptr, *value_copy_ = nullptr;
   std::vector<T*> queries_;                                       // of each dot
   std::vector<T*> scores_, head_scores_;                          // of each dot, (rows x kLanes)
