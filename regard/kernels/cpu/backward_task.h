@@ -60,10 +60,10 @@ class BackwardTask {
       for (KeyRows<T>& k : keys) k.begin(batch, h);
       forget_keys();
       for (int64_t tile = 0; tile < tiles_.map().cuts().queries.parts; tile += kSegmentTiles) {
-        begin_segment(batch, h, tile, std::min(tile + kSegmentTiles, tiles_.map().cuts().queries.parts));
+        begin_segment(batch, h, tile, std::min(tile + kSegmentTiles, tiles_.map().cuts().queries.parts), first, end);
         for (int64_t block = first; block < end; ++block) {
           for (int64_t t = tile; t < segment_end_; ++t) {
-            if (enter(t, block)) add_block(keys, values);
+            if (used(t) && enter(t, block)) add_block(keys, values);
           }
         }
         for (size_t d = 0; d < dots_.size(); ++d) write_queries(d, rows.dots[d].q, part);
@@ -77,7 +77,7 @@ class BackwardTask {
 
   /// The gradients of captured tensors alone, for one tile of queries and all keys.
   void run_captures(int64_t batch, int64_t head, int64_t query_tile, const CaptureSink& sink) {
-    begin_segment(batch, head, query_tile, query_tile + 1);
+    begin_segment(batch, head, query_tile, query_tile + 1, 0, tiles_.map().cuts().keys.parts);
     for (int64_t block = 0; block < tiles_.map().cuts().keys.parts; ++block) {
       if (!enter(query_tile, block)) continue;
       multiply();
@@ -99,19 +99,29 @@ class BackwardTask {
     finite_values_.reset(tiles_.map().cuts().keys.parts);
   }
 
-  void begin_segment(int64_t batch, int64_t head, int64_t first, int64_t end) {
+  bool used(int64_t tile) const { return used_[static_cast<size_t>(tile - segment_)] != 0; }
+
+  /// Prepares the query tiles [first, end) that see some of the key blocks [first_block, end_block).
+  void begin_segment(int64_t batch, int64_t head, int64_t first, int64_t end, int64_t first_block, int64_t end_block) {
     batch_ = batch;
     head_ = head;
     segment_ = first;
     segment_end_ = end;
+    used_.resize(static_cast<size_t>(end - first));
+    for (int64_t t = first; t < end; ++t) {
+      const TileMap& map = tiles_.map();
+      used_[static_cast<size_t>(t - first)] =
+          map.first_block(batch, head, t) < end_block && map.end_block(batch, head, t) > first_block;
+    }
     // With plain scores d score / d dot = scale: folded into dO^T and delta.
     const T factor = plan_.plain ? static_cast<T>(plan_.space.scale) : T(1);
     const Cut& cut = tiles_.map().cuts().queries;
-    for (size_t d = 0; d < dots_.size(); ++d) dots_[d].begin(batch, head, cut, first, end, tiles_.query_scale());
-    value_.begin(batch, head, cut, first, end, factor);
+    for (size_t d = 0; d < dots_.size(); ++d) dots_[d].begin(batch, head, cut, first, end, used_, tiles_.query_scale());
+    value_.begin(batch, head, cut, first, end, used_, factor);
     const int64_t row = (batch * plan_.call.H + head) * plan_.call.M;
     const T per_natural = 1 / tiles_.natural();
     for (int64_t t = first; t < end; ++t) {
+      if (!used(t)) continue;
       // Lanes past the last query: their p must be 0.
       T *lse = lse_ + (t - first) * kLanes, *delta = delta_ + (t - first) * kLanes;
       std::fill_n(lse, kLanes, std::numeric_limits<T>::infinity());
@@ -323,7 +333,11 @@ class BackwardTask {
       turn.count = cut.end(t) - cut.begin(t);
       turn.width = q.width;
       turn.add = !to.exclusive;
-      primitives<T>().unpack(turn);
+      if (turn.packed != nullptr) {
+        primitives<T>().unpack(turn);
+      } else if (to.exclusive) {
+        std::fill_n(turn.array, turn.count * q.columns, T(0));
+      }
     }
   }
 
@@ -342,6 +356,7 @@ class BackwardTask {
   FiniteBlocks<T> finite_values_, finite_grad_o_;
   int64_t batch_ = 0, head_ = 0, segment_ = 0, segment_end_ = 0, tile_ = 0, at_ = 0;
   bool begun_ = false;
+  std::vector<char> used_;  // by tile of the segment
 };
 
 }  // namespace regard::kernels

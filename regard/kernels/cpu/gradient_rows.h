@@ -45,9 +45,12 @@ class QuerySegment {
     summed_.resize(static_cast<size_t>(tiles));
   }
 
-  void begin(int64_t batch, int64_t head, const Cut& cut, int64_t first, int64_t end, T scale) {
+  /// Goes to the query tiles [first, end) of a head; those not `used` are left out.
+  void begin(int64_t batch, int64_t head, const Cut& cut, int64_t first, int64_t end, const std::vector<char>& used,
+             T scale) {
     first_query_ = cut.begin(first);
     for (int64_t t = first; t < end; ++t) {
+      if (!used[static_cast<size_t>(t - first)]) continue;
       pack_rows(packed_ + (t - first) * side_.width * kLanes, side_.at(batch, head, cut.begin(t)), side_.array.row,
                 side_.array.column, cut.end(t) - cut.begin(t), side_.width, scale);
     }
@@ -67,11 +70,9 @@ class QuerySegment {
     summed_[static_cast<size_t>(tile)] = true;
     return sums_ + tile * side_.width * kLanes;
   }
-  /// Zeros for a tile without keys.
-  T* finished_sum(int64_t tile) {
-    T* sums = sums_ + tile * side_.width * kLanes;
-    if (!summed_[static_cast<size_t>(tile)]) std::fill_n(sums, side_.width * kLanes, T(0));
-    return sums;
+  /// The sums of a tile, or null for a tile without keys.
+  T* finished_sum(int64_t tile) const {
+    return summed_[static_cast<size_t>(tile)] ? sums_ + tile * side_.width * kLanes : nullptr;
   }
 
  private:

@@ -1,7 +1,9 @@
 #include "regard/kernels/cpu/tile_map.h"
 
 #include <algorithm>
+#include <optional>
 
+#include "regard/algebra/band.h"
 #include "regard/base/parallel.h"
 
 namespace regard::kernels {
@@ -27,12 +29,12 @@ Cuts cuts_of(int64_t queries, int64_t keys, bool masked, int64_t block, const Bl
 class RowAnalysis {
  public:
   RowAnalysis(const PairExpressions& pairs, const PairSpace& space, const CaptureRange& ranges, const Cut& keys)
-      : keep_(pairs.keep),
-        counted_(pairs.counted),
-        apart_(pairs.counted.pointer() != pairs.keep.pointer()),
-        space_(space),
-        ranges_(ranges),
-        keys_(keys) {}
+      : apart_(pairs.counted.pointer() != pairs.keep.pointer()), space_(space), ranges_(ranges), keys_(keys) {
+    if (!apart_) band_ = band_of(pairs.keep);
+    if (band_) return;
+    keep_.emplace(pairs.keep);
+    counted_.emplace(pairs.counted);
+  }
 
   void begin(int64_t batch, int64_t head, int64_t query, int64_t query_end) {
     batch_ = batch;
@@ -101,13 +103,22 @@ class RowAnalysis {
 
   /// Of keep and counted together: never when both are, always when both are.
   Truth truth(int64_t key, int64_t end) {
+    if (band_) return truth_of_band(key, end);
     const Tile tile = space_.tile(batch_, head_, query_, query_end_, key, end);
-    const Truth kept = keep_.truth(tile, ranges_);
+    const Truth kept = keep_->truth(tile, ranges_);
     if (!apart_) return kept;
-    return counted_.truth(tile, ranges_) == kept ? kept : Truth::sometimes;
+    return counted_->truth(tile, ranges_) == kept ? kept : Truth::sometimes;
   }
 
-  Analysis keep_, counted_;
+  /// By the range of key() - query().
+  Truth truth_of_band(int64_t key, int64_t end) const {
+    const int64_t least = key - (query_end_ - 1 + space_.query_offset), most = end - 1 - (query_ + space_.query_offset);
+    if (most < band_->low || least > band_->high || key >= end) return Truth::never;
+    return least >= band_->low && most <= band_->high ? Truth::always : Truth::sometimes;
+  }
+
+  std::optional<Band> band_;
+  std::optional<Analysis> keep_, counted_;  // of other masks
   const bool apart_;
   const PairSpace& space_;
   const CaptureRange& ranges_;
