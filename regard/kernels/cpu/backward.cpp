@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <set>
 
 #include "regard/base/parallel.h"
@@ -25,7 +26,8 @@
 namespace regard::kernels {
 namespace {
 
-constexpr int64_t kEnoughTasks = 32;  // of one batch entry: two for each core of a host on which one head still scales
+constexpr int64_t kEnoughTasks = 16;     // of one batch entry: cores of a host on which one head still scales
+constexpr int64_t kLeastPartKeys = 256;  // a part packs the queries again and adds its dQ: some percent of its work
 
 /// The whole backward of one call.
 template <class T>
@@ -41,15 +43,17 @@ class Backward {
   void operands() {
     if (!wants_operands()) return;
     const int64_t owners = shares_heads() ? 1 : plan_.call.Hk, heads = plan_.call.H / owners;
-    const Cut parts{map_.cuts().keys.parts, 1, std::min(map_.cuts().keys.parts, (kEnoughTasks + owners - 1) / owners)};
-    place(parts.parts);
+    const int64_t blocks = map_.cuts().keys.parts, most = std::max<int64_t>(1, plan_.call.N / kLeastPartKeys);
+    const std::vector<int64_t> bounds = parts_of(std::min({blocks, most, (kEnoughTasks + owners - 1) / owners}));
+    const int64_t parts = static_cast<int64_t>(bounds.size()) - 1;
+    place(parts);
     const BoundPrograms bound = bind_programs(plan_, Side::queries, Derivatives::dots);
-    parallel_for(plan_.call.B * owners * parts.parts, [&](int64_t task) {
-      const int64_t part = task % parts.parts, b = task / parts.parts / owners, h = task / parts.parts % owners * heads;
+    parallel_for(plan_.call.B * owners * parts, [&](int64_t task) {
+      const int64_t part = task % parts, b = task / parts / owners, h = task / parts % owners * heads;
       BackwardTask<T> backward(plan_, bound, map_, grad_o_, rows_, fresh_arena());
-      backward.run(b, h, h + heads, parts.begin(part), parts.end(part), gradients_, part);
+      backward.run(b, h, h + heads, bounds[part], bounds[part + 1], gradients_, part);
     });
-    add_parts(parts.parts);
+    add_parts(parts);
   }
 
   void captures() {
@@ -76,6 +80,25 @@ class Backward {
     std::unique_ptr<T[]> memory;
     int64_t size = 0;
   };
+
+  /// Bounds of parts of the key blocks that hold about as many tiles each. A mask that differs by batch entry is not
+  /// looked at: cuts must not depend on batch-mates.
+  std::vector<int64_t> parts_of(int64_t parts) const {
+    const int64_t blocks = map_.cuts().keys.parts;
+    std::vector<int64_t> tiles(static_cast<size_t>(blocks), map_.by_batch() ? 1 : 0), bounds{0};
+    for (int64_t t = 0; t < map_.cuts().queries.parts && !map_.by_batch() && parts > 1; ++t) {
+      for (int64_t j = 0; j < blocks; ++j)
+        tiles[static_cast<size_t>(j)] += map_.at(0, 0, t, j).kind != TileKind::skipped;
+    }
+    const int64_t all = std::accumulate(tiles.begin(), tiles.end(), int64_t{0});
+    int64_t before = 0;
+    for (int64_t j = 0; j + 1 < blocks && static_cast<int64_t>(bounds.size()) < parts; ++j) {
+      before += tiles[static_cast<size_t>(j)];
+      if (before * parts >= all * static_cast<int64_t>(bounds.size())) bounds.push_back(j + 1);
+    }
+    bounds.push_back(blocks);
+    return bounds;
+  }
 
   bool wants_operands() const {
     if (plan_.v.gradient != nullptr) return true;
@@ -127,13 +150,13 @@ class Backward {
     GradientSide<T> to = side_of(q, plan_.call.H);
     PartBuffer& buffer = buffers_[q.gradient];
     const bool fresh = buffer.size == 0;
-    buffer.size = elements(q);
-    if (parts > 1) {
-      if (fresh) buffer.memory.reset(new T[static_cast<size_t>(parts * buffer.size)]);
-      to.data = buffer.memory.get();
-      to.part_size = buffer.size;
+    buffer.size = to.part_size = elements(q);
+    if (fresh && parts > 1) buffer.memory.reset(new T[static_cast<size_t>((parts - 1) * buffer.size)]);
+    to.parts = buffer.memory.get();
+    if (fresh && !to.exclusive) {
+      zero(to.data, buffer.size);
+      zero(to.parts, (parts - 1) * buffer.size);
     }
-    if (fresh && !to.exclusive) zero(to.data, parts * buffer.size);
     return to;
   }
 
@@ -144,7 +167,7 @@ class Backward {
     return to;
   }
 
-  /// dQ = the sum of its parts, in order.
+  /// dQ += its other parts, in order.
   void add_parts(int64_t parts) const {
     constexpr int64_t kPart = 1 << 14;  // elements a task: some microseconds
     for (const auto& [gradient, buffer] : buffers_) {
@@ -154,8 +177,7 @@ class Backward {
       T* const to = gradient;
       parallel_for((size + kPart - 1) / kPart, [=](int64_t task) {
         const int64_t begin = task * kPart, end = std::min(size, begin + kPart);
-        std::copy(from + begin, from + end, to + begin);
-        for (int64_t p = 1; p < parts; ++p) {
+        for (int64_t p = 0; p + 1 < parts; ++p) {
           for (int64_t e = begin; e < end; ++e) to[e] += from[p * size + e];
         }
       });

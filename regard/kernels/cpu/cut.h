@@ -5,8 +5,8 @@
 
 namespace regard::kernels {
 
-/// A length cut into parts of nearly one size, each a multiple of `unit` but the last; or into blocks of one size first,
-/// each cut into `pieces` of one size, so that no part reaches over the end of a block.
+/// A length cut into parts of nearly one size, each a multiple of `unit` but the last; or into blocks of one size
+/// first, each cut into `pieces` of one size, so that no part reaches over the end of a block.
 struct Cut {
   int64_t length = 0, unit = 1, parts = 0;
   int64_t block = 0, pieces = 1, piece = 0;  ///< block 0: none

@@ -13,9 +13,10 @@ namespace regard::kernels {
 template <class T>
 struct GradientSide {
   bool exclusive = true;
-  T* data = nullptr;      ///< of part 0, or the gradient itself
-  int64_t part_size = 0;  ///< elements from part to part
-  T* part(int64_t p) const { return data + p * part_size; }
+  T* data = nullptr;      ///< the gradient itself, where part 0 goes
+  T* parts = nullptr;     ///< the other parts, one after another
+  int64_t part_size = 0;  ///< elements of a part
+  T* part(int64_t p) const { return p == 0 ? data : parts + (p - 1) * part_size; }
 };
 
 template <class T>

@@ -52,6 +52,7 @@ class TileMap {
     return rows_.empty() ? cuts_.keys.parts : rows_[static_cast<size_t>(row_of(batch, head, query_tile))].end;
   }
   const Cuts& cuts() const { return cuts_; }
+  bool by_batch() const { return by_batch_; }
 
  private:
   struct Row {
