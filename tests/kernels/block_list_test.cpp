@@ -25,8 +25,8 @@ Tensor random_blocks(int64_t query_block, int64_t key_block, std::mt19937& rando
 Problem problem(int64_t query_block, int64_t key_block, const std::function<Expr(Expr, Expr)>& keep) {
   const Mechanism mechanism{"blocks", [&](Problem& p, std::mt19937& random) {
                               p.query_offset = 0;
-                              p.spec.keep = keep(blocks("kept", query_block, key_block),
-                                                 blocks("full", query_block, key_block));
+                              p.spec.keep =
+                                  keep(blocks("kept", query_block, key_block), blocks("full", query_block, key_block));
                               p.captures["kept"] = {Type::boolean, random_blocks(query_block, key_block, random)};
                               p.captures["full"] = {Type::boolean, random_blocks(query_block, key_block, random)};
                             }};

@@ -110,10 +110,8 @@ def test_bits_depend_neither_on_threads_nor_on_batch_mates():
     qkv = operands(200, 700, torch.float32)
     index = choice(200, 700, 64, 64)
 
-    def run(b=slice(None)):
-        leaves = [t.detach()[b].requires_grad_() for t in qkv]
-        part = BlockIndex(index.blocks[b], 64, 64)
-        return with_gradients(leaves, lambda: [attention_blocks(*leaves, part, is_causal=True, query_offset=500)])
+    def run():
+        return with_gradients(qkv, lambda: [attention_blocks(*qkv, index, is_causal=True, query_offset=500)])
 
     threads = torch.get_num_threads()
     try:
@@ -123,9 +121,14 @@ def test_bits_depend_neither_on_threads_nor_on_batch_mates():
         assert all(torch.equal(a, b) for a, b in zip(run(), alone))
     finally:
         torch.set_num_threads(threads)
-    first = attention_blocks(*(t[:1] for t in qkv), BlockIndex(index.blocks[:1], 64, 64), is_causal=True,
-                             query_offset=500)
-    assert torch.equal(first, alone[0][:1])
+
+    def squares(part, blocks):
+        leaves = [t.detach()[part].requires_grad_() for t in qkv]
+        o = attention_blocks(*leaves, BlockIndex(blocks, 64, 64), is_causal=True, query_offset=500)
+        return [o, *torch.autograd.grad(o.square().sum(), leaves)]
+    for blocks in (index.blocks, index.blocks[:1]):  # each batch entry's own, and a shared one
+        both, first = squares(slice(None), blocks), squares(slice(1), blocks[:1])
+        assert all(torch.equal(a[:1], b) for a, b in zip(both, first))
 
 
 def test_nan_in_blocks_that_are_not_kept_reaches_nothing():

@@ -38,7 +38,7 @@ class Backward {
         rows_(rows),
         grad_o_(grad_o),
         map_(plan.pairs, plan.space, plan.call.captures,
-             backward_cuts(plan.call.M, plan.call.N, plan.pairs.masked(), blocks_of(plan)), blocks_of(plan)) {}
+             backward_cuts(plan.call.M, plan.call.N, plan.pairs.masked(), plan.layout()), plan.layout()) {}
 
   void operands() {
     if (!wants_operands()) return;
@@ -74,19 +74,18 @@ class Backward {
   }
 
  private:
-  static const BlockList* blocks_of(const Plan<T>& plan) { return plan.blocks ? &*plan.blocks : nullptr; }
-
   struct PartBuffer {
     std::unique_ptr<T[]> memory;
     int64_t size = 0;
   };
 
-  /// Bounds of parts of the key blocks that hold about as many tiles each. A mask that differs by batch entry is not
-  /// looked at: cuts must not depend on batch-mates.
+  /// Bounds of parts of the key blocks that hold about as many tiles each. A mask that differs by batch entry, or a list
+  /// of blocks, is not looked at: cuts must not depend on batch-mates.
   std::vector<int64_t> parts_of(int64_t parts) const {
     const int64_t blocks = map_.cuts().keys.parts;
-    std::vector<int64_t> tiles(static_cast<size_t>(blocks), map_.by_batch() ? 1 : 0), bounds{0};
-    for (int64_t t = 0; t < map_.cuts().queries.parts && !map_.by_batch() && parts > 1; ++t) {
+    const bool even = map_.by_batch() || plan_.blocks;
+    std::vector<int64_t> tiles(static_cast<size_t>(blocks), even ? 1 : 0), bounds{0};
+    for (int64_t t = 0; t < map_.cuts().queries.parts && !even && parts > 1; ++t) {
       for (int64_t j = 0; j < blocks; ++j)
         tiles[static_cast<size_t>(j)] += map_.at(0, 0, t, j).kind != TileKind::skipped;
     }

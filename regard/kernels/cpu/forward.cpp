@@ -80,9 +80,9 @@ void tile_forward(const Attention<T>& call) {
   if (call.B == 0 || call.H == 0 || call.M == 0) return;
   count_route(Route::tile);
   const BoundPrograms bound = bind_programs(plan, Side::queries, Derivatives::none);
-  const BlockList* blocks = plan.blocks ? &*plan.blocks : nullptr;
-  const TileMap map(plan.pairs, plan.space, call.captures, forward_cuts(call.M, call.N, plan.pairs.masked(), blocks),
-                    blocks);
+  const TileLayout layout = plan.layout();
+  const TileMap map(plan.pairs, plan.space, call.captures, forward_cuts(call.M, call.N, plan.pairs.masked(), layout),
+                    layout);
   const Cut parts = key_parts(map.cuts(), call.H);
   if (parts.parts > 1) return forward_in_parts(plan, bound, map, parts);
   const int64_t tiles = map.cuts().queries.parts;

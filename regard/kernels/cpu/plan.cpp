@@ -49,7 +49,12 @@ Plan<T>::Plan(const Attention<T>& attention) : call(attention), pairs(expression
   if (plain) pairs.score = product;
   space = {call.B, call.H, call.M, call.N, call.query_offset, call.scale};
   blocks = BlockList::take(pairs, space, call.captures);
-  if (pairs.masked() && pairs.counted.pointer() == pairs.keep.pointer()) band = band_of(pairs.keep);
+  if (!blocks) sequences = Sequences::take(pairs, space, call.captures);
+  if (pairs.masked() && pairs.counted.pointer() == pairs.keep.pointer()) {
+    band = band_of(pairs.keep);
+    band_of_places = !band && sequences;
+    if (band_of_places) band = sequences->band_of(pairs.keep, space, call.captures);
+  }
   for (const Expr& dot : cached_programs(pairs, Side::queries, false, {})->dots) dots.push_back(operand_of(dot, call));
   v = side(call.v, call.H, call.Hk, call.N, call.Dv);
 }

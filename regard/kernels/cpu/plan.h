@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "regard/algebra/band.h"
-#include "regard/kernels/cpu/block_list.h"
 #include "regard/kernels/cpu/captures.h"
 #include "regard/kernels/cpu/program_cache.h"
+#include "regard/kernels/cpu/tile_layout.h"
 
 namespace regard::kernels {
 
@@ -46,12 +46,15 @@ struct Plan {
 
   const Attention<T>& call;
   PairSpace space;
-  PairExpressions pairs;            ///< score, keep, counted, weight
-  std::optional<BlockList> blocks;  ///< what was taken out of keep and counted: which blocks hold pairs at all
+  PairExpressions pairs;               ///< score, keep, counted, weight
+  std::optional<BlockList> blocks;     ///< what was taken out of keep and counted: which blocks hold pairs at all,
+  std::optional<Sequences> sequences;  ///< or which tokens
+  TileLayout layout() const { return {blocks ? &*blocks : nullptr, sequences ? &*sequences : nullptr}; }
   /// The score is scale() * dot(), unweighted: queries are packed times scale log2(e), so that products are scores in
   /// base 2 and only masks need a program (`pairs.score` is then dot()).
   bool plain = false;
   std::optional<Band> band;  ///< what keep is, where it is one and the counted pairs are the kept ones
+  bool band_of_places = false;  ///< it is one of places in the sequences, not in the rows
   std::vector<DotOperand<T>> dots;
   SideArray<T> v;
 };

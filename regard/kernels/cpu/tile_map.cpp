@@ -17,12 +17,17 @@ constexpr int64_t kMaskedQueries = 48;
 constexpr int64_t kForwardKeys = 208, kMaskedForwardKeys = 128, kBackwardKeys = 256, kMaskedBackwardKeys = 128;
 constexpr int64_t kKeyUnit = 8;  // rows of the register tile that is 48 lanes wide
 
-Cuts cuts_of(int64_t queries, int64_t keys, bool masked, int64_t block, const BlockList* list) {
-  if (list != nullptr) {
+Cuts cuts_of(int64_t queries, int64_t keys, bool masked, int64_t block, const TileLayout& layout) {
+  const int64_t lanes = masked ? kMaskedQueries : kLanes;
+  if (const BlockList* list = layout.blocks) {
     return {Cut::inside(queries, list->query_block(), kLaneUnit, kLanes),
             Cut::inside(keys, list->key_block(), kKeyUnit, block)};
   }
-  return {Cut::at_most(queries, kLaneUnit, masked ? kMaskedQueries : kLanes), Cut::at_most(keys, kKeyUnit, block)};
+  if (const Sequences* sequences = layout.sequences) {
+    return {Cut::between(sequences->query_starts, kLaneUnit, lanes),
+            Cut::between(sequences->key_starts, kKeyUnit, block)};
+  }
+  return {Cut::at_most(queries, kLaneUnit, lanes), Cut::at_most(keys, kKeyUnit, block)};
 }
 
 /// The analysis of one row of tiles: some queries of one (batch, head) against all blocks of keys.
@@ -59,6 +64,16 @@ class RowAnalysis {
         map(first, last, tiles + first);
       }
     }
+  }
+
+  /// Those of the keys of the same sequence, likewise.
+  void map(const Sequences& sequences, MappedTile* tiles) {
+    const auto own = static_cast<size_t>(sequences.of_query(query_));
+    const auto part = [&](int64_t key) {
+      return std::lower_bound(keys_.begins->begin(), keys_.begins->end(), key) - keys_.begins->begin();
+    };
+    const int64_t first = part(sequences.key_starts[own]), end = part(sequences.key_starts[own + 1]);
+    if (first < end) map(first, end, tiles + first);
   }
 
   /// tiles[block - first] for blocks in [first, end).
@@ -128,18 +143,20 @@ class RowAnalysis {
 
 }  // namespace
 
-Cuts forward_cuts(int64_t queries, int64_t keys, bool masked, const BlockList* blocks) {
-  return cuts_of(queries, keys, masked, masked ? kMaskedForwardKeys : kForwardKeys, blocks);
+Cuts forward_cuts(int64_t queries, int64_t keys, bool masked, const TileLayout& layout) {
+  return cuts_of(queries, keys, masked, masked ? kMaskedForwardKeys : kForwardKeys, layout);
 }
 
-Cuts backward_cuts(int64_t queries, int64_t keys, bool masked, const BlockList* blocks) {
-  return cuts_of(queries, keys, masked, masked ? kMaskedBackwardKeys : kBackwardKeys, blocks);
+Cuts backward_cuts(int64_t queries, int64_t keys, bool masked, const TileLayout& layout) {
+  return cuts_of(queries, keys, masked, masked ? kMaskedBackwardKeys : kBackwardKeys, layout);
 }
 
 TileMap::TileMap(const PairExpressions& pairs, const PairSpace& space, const std::vector<Capture>& captures,
-                 const Cuts& cuts, const BlockList* blocks)
+                 const Cuts& cuts, const TileLayout& layout)
     : cuts_(cuts) {
-  if ((blocks == nullptr && !pairs.masked()) || cuts.keys.parts == 0) return;
+  const BlockList* blocks = layout.blocks;
+  const Sequences* sequences = layout.sequences;
+  if ((blocks == nullptr && sequences == nullptr && !pairs.masked()) || cuts.keys.parts == 0) return;
   const Dependence keep = dependence(pairs.keep), counted = dependence(pairs.counted);
   by_batch_ = keep.batch || counted.batch || (blocks != nullptr && blocks->by_batch());
   by_head_ = keep.head || counted.head || (blocks != nullptr && blocks->by_head());
@@ -155,7 +172,13 @@ TileMap::TileMap(const PairExpressions& pairs, const PairSpace& space, const std
       const int64_t tile = r % cuts.queries.parts, head = r / cuts.queries.parts % heads_;
       analysis.begin(r / cuts.queries.parts / heads_, head, cuts.queries.begin(tile), cuts.queries.end(tile));
       std::fill(all.begin(), all.end(), MappedTile{TileKind::skipped});
-      blocks != nullptr ? analysis.map(*blocks, all.data()) : analysis.map(0, cuts.keys.parts, all.data());
+      if (blocks != nullptr) {
+        analysis.map(*blocks, all.data());
+      } else if (sequences != nullptr) {
+        analysis.map(*sequences, all.data());
+      } else {
+        analysis.map(0, cuts.keys.parts, all.data());
+      }
       Row& row = rows_[static_cast<size_t>(r)];
       const auto exists = [](const MappedTile& mapped) { return mapped.kind != TileKind::skipped; };
       const auto first = std::find_if(all.begin(), all.end(), exists);

@@ -2,10 +2,10 @@
 
 #include <vector>
 
-#include "regard/kernels/cpu/block_list.h"
 #include "regard/kernels/cpu/captures.h"
 #include "regard/kernels/cpu/cut.h"
 #include "regard/kernels/cpu/program_cache.h"
+#include "regard/kernels/cpu/tile_layout.h"
 
 namespace regard::kernels {
 
@@ -15,10 +15,10 @@ struct Cuts {
 };
 
 /// The tiles of the forward pass: of even size, so that no narrow tile is left (197 queries are 64 + 48 + 48 + 37); or
-/// inside the blocks of a list.
-Cuts forward_cuts(int64_t queries, int64_t keys, bool masked, const BlockList* blocks = nullptr);
+/// inside the blocks or sequences of a layout.
+Cuts forward_cuts(int64_t queries, int64_t keys, bool masked, const TileLayout& layout);
 /// Those of the backward pass.
-Cuts backward_cuts(int64_t queries, int64_t keys, bool masked, const BlockList* blocks = nullptr);
+Cuts backward_cuts(int64_t queries, int64_t keys, bool masked, const TileLayout& layout);
 
 /// Whether a tile holds no pair, some, or all its pairs, kept and counted.
 enum class TileKind : uint8_t { skipped, masked, open };
@@ -30,14 +30,14 @@ struct MappedTile {
   bool masked(int64_t chunk) const { return (masked_chunks >> chunk & 1) != 0; }
 };
 
-/// The kinds of all tiles, by a list of blocks and by interval analysis of keep and counted; kept once for all batches
+/// The kinds of all tiles, by their layout and by interval analysis of keep and counted; kept once for all batches
 /// (heads) when they do not matter. Ranges of keys that hold no pair, or all, are found by halving: a window costs its
 /// own tiles alone.
 class TileMap {
  public:
-  /// With `blocks`, the cuts lie inside them.
+  /// The cuts are those of the layout.
   TileMap(const PairExpressions& pairs, const PairSpace& space, const std::vector<Capture>& captures, const Cuts& cuts,
-          const BlockList* blocks = nullptr);
+          const TileLayout& layout);
   MappedTile at(int64_t batch, int64_t head, int64_t query_tile, int64_t key_block) const {
     if (rows_.empty()) return {};
     const Row& row = rows_[static_cast<size_t>(row_of(batch, head, query_tile))];

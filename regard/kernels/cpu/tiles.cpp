@@ -33,8 +33,10 @@ void Tiles<T>::begin(int64_t batch_index, int64_t head_index, int64_t query_tile
   count = queries.end(query_tile) - first_query;
   lanes = (count + kLaneUnit - 1) / kLaneUnit * kLaneUnit;
   tile_ = query_tile;
+  const int64_t shift = plan_.band_of_places ? plan_.sequences->shift(plan_.sequences->of_query(first_query))
+                                             : plan_.space.query_offset;
   for (int64_t l = 0; l < lanes && banded(); ++l) {
-    const int64_t position = first_query + l + plan_.space.query_offset;
+    const int64_t position = first_query + l + shift;
     const auto bounded = [](int64_t key) { return static_cast<int32_t>(std::clamp<int64_t>(key, -1, INT32_MAX)); };
     low_[l] = bounded(position + plan_.band->low);
     high_[l] = bounded(position + plan_.band->high);
@@ -56,6 +58,7 @@ bool Tiles<T>::enter(int64_t key_block) {
     if (banded()) end = std::min<int64_t>(end, high_[count - 1] + int64_t{1});
     first_key = block_begin + mapped_.first_chunk * kChunk;
   }
+  if (end <= first_key) return false;
   steps = end - first_key;
   open_ready_ = masked_ready_ = false;
   return true;
