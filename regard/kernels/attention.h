@@ -59,7 +59,7 @@ struct Attention {
   int64_t B = 0, H = 0, Hk = 0, M = 0, N = 0, Dh = 0, Dv = 0;
   int64_t query_offset = 0;
   double scale = 1;
-  const AttentionSpec* spec = nullptr;  ///< resolved, softmax, without pair outputs and dropout
+  const AttentionSpec* spec = nullptr;  ///< resolved; see refusal()
   Array4<const S> q, k, v;              ///< (B,H,M,Dh) (B,Hk,N,Dh) (B,Hk,N,Dv)
   PageTable pages;                      ///< then k, v are (P,Hk,size,Dh) (P,Hk,size,Dv); see reads_pages
   std::vector<Capture> captures;        ///< in the order of spec->captures()
@@ -67,7 +67,7 @@ struct Attention {
   const T* sinks = nullptr;             ///< contiguous (H, S)
   int64_t sink_count = 0;
   Array4<S> o;       ///< (B,H,M,Dv), written
-  T* lse = nullptr;  ///< contiguous (B,H,M), natural logarithm; -inf for a row without keys
+  T* lse = nullptr;  ///< contiguous (B,H,M), of the denominator (sinks too), -inf where it is 0; 0 where there is none
 };
 
 /// What the backward gives. Gradients are contiguous; any may be null (not wanted). Those of q, k and v are written;
@@ -84,7 +84,7 @@ struct AttentionGradient {
   T* sinks = nullptr;           ///< (H,S)
 };
 
-/// Why the blocked kernel cannot run this spec ("normalizer sigmoid"), or "" when it can.
+/// Why the blocked kernel cannot run this spec ("dropout"), or "" when it can.
 std::string refusal(const AttentionSpec& resolved);
 
 /// Whether some kernel reads this storage in place. Where none does, the caller widens q, k, v, o and grad_o to T.
@@ -98,7 +98,7 @@ bool reads_in_place(const Attention<T, S>& call, const AttentionGradient<T, S>& 
 template <class T, class S>
 bool reads_pages(const Attention<T, S>& call);
 
-/// o_i = sum_j softmax_j(score_ij) weight_ij v_j over the kept pairs; see AttentionSpec.
+/// o_i = sum_j normalizer_j(score_i.) weight_ij v_j over the kept pairs; see AttentionSpec.
 /// Throws regard::Error when a capture is read out of range where `keep` holds.
 template <class T, class S>
 void attention_forward(const Attention<T, S>& call);

@@ -19,8 +19,8 @@ TEST(Attention, EveryMechanismOnEveryShape) {
       const Problem p = problem_of(mechanism, shape, seed++);
       const Solution expected = naive(p);
       const std::string what = mechanism.name + ": " + describe(p);
-      expect_alike(run_kernel<double>(p), expected, kDouble, what);
-      expect_alike(run_kernel<float>(p), expected, kFloat, what + " float");
+      expect_alike(run_kernel<double>(p), expected, kDouble, what, least_of(p));
+      expect_alike(run_kernel<float>(p), expected, kFloat, what + " float", least_of(p));
     }
   }
 }
@@ -29,7 +29,7 @@ TEST(Attention, RandomSpecs) {
   for (uint32_t seed = 0; seed < 300; ++seed) {
     const Problem p = random_problem(seed);
     const std::string what = "seed " + std::to_string(seed) + ": " + describe(p);
-    expect_alike(run_kernel<double>(p, static_cast<Layout>(seed % 3)), naive(p), kDouble, what);
+    expect_alike(run_kernel<double>(p, static_cast<Layout>(seed % 3)), naive(p), kDouble, what, least_of(p));
     if (::testing::Test::HasFailure()) return;
   }
 }
@@ -44,23 +44,46 @@ TEST(Attention, Layouts) {
   }
 }
 
+Mechanism mechanism(const std::string& name) {
+  for (const Mechanism& m : mechanisms()) {
+    if (m.name == name) return m;
+  }
+  throw std::out_of_range(name);
+}
+
 TEST(Attention, EmptySizes) {
-  const Mechanism sinks = [] {
-    for (const Mechanism& m : mechanisms()) {
-      if (m.name == "sinks") return m;
-    }
-    return mechanisms()[0];
-  }();
-  ASSERT_EQ(sinks.name, "sinks");
   const Shape4 empties[] = {{0, 2, 1, 3, 4, 2, 2}, {2, 0, 0, 3, 4, 2, 2}, {2, 2, 1, 0, 4, 2, 2},
                             {2, 2, 1, 3, 0, 2, 2}, {2, 2, 1, 3, 4, 0, 2}, {2, 2, 1, 3, 4, 2, 0}};
   for (const Shape4& shape : empties) {
-    for (const Mechanism& mechanism : {mechanisms()[0], sinks}) {
-      const Problem p = problem_of(mechanism, shape, 3);
-      expect_alike(run_kernel<double>(p), naive(p), kDouble, mechanism.name + ": " + describe(p));
-      expect_alike(run_kernel<float>(p), naive(p), kFloat, mechanism.name + ": " + describe(p));
+    for (const char* name : {"plain", "sinks", "signed softmax", "sum with floor", "sigmoid", "relu by kept, causal",
+                             "identity", "z-score"}) {
+      const Problem p = problem_of(mechanism(name), shape, 3);
+      expect_alike(run_kernel<double>(p), naive(p), kDouble, name + (": " + describe(p)), least_of(p));
+      expect_alike(run_kernel<float>(p), naive(p), kFloat, name + (": " + describe(p)), least_of(p));
     }
   }
+}
+
+/// One short tile of queries over keys enough to be cut into parts, whose states are merged.
+TEST(Attention, OneTileOverManyKeys) {
+  for (const char* name :
+       {"plain", "sinks", "signed softmax", "sum", "sum with floor, causal", "sigmoid, counted other", "relu by kept",
+        "identity by kept, causal", "z-score", "z-score, counted other", "z-score outside, causal"}) {
+    Problem p = problem_of(mechanism(name), {1, 2, 1, 17, 2900, 4, 5}, 31);
+    p.query_offset = 2880;
+    const Solution expected = naive(p);
+    expect_alike(run_kernel<double>(p), expected, kDouble, name + (": " + describe(p)), least_of(p));
+    expect_alike(run_kernel<float>(p), expected, 4 * kFloat, name + (": " + describe(p)), least_of(p));
+  }
+}
+
+/// A mean far from 0: sums of squares would lose every digit of the variance.
+TEST(Attention, ZScoreOfShiftedScores) {
+  Problem p = problem_of(mechanism("z-score, causal"), {1, 2, 1, 70, 700, 8, 5}, 32);
+  p.query_offset = 600;
+  p.spec.score = scale() * dot() + 300.0;
+  expect_alike(run_kernel<double>(p), naive(p), 1e-10, "double", least_of(p));
+  expect_alike(run_kernel<float>(p), naive(p), 5e-4, "float", least_of(p));  // a score of 300 is rounded by 1.5e-5
 }
 
 /// Central differences of the plain loop, which shares nothing with the symbolic derivative.

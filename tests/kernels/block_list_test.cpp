@@ -84,6 +84,19 @@ TEST(BlockList, EveryFormIsSolved) {
   }
 }
 
+/// The state counts the pairs of kept blocks alone, though no mask is left.
+TEST(BlockList, NormalizersThatCount) {
+  for (const Normalizer::Kind kind : {Normalizer::Kind::relu, Normalizer::Kind::z_score, Normalizer::Kind::sum}) {
+    Problem p = problem(64, 48, [](Expr kept, Expr) { return kept; });
+    p.spec.normalizer.kind = kind;
+    if (kind == Normalizer::Kind::relu) p.spec.normalizer.divisor = Normalizer::Divisor::kept;
+    if (kind == Normalizer::Kind::sum) p.spec.normalizer.floor = 20;
+    if (kind == Normalizer::Kind::z_score) p.spec.normalizer.epsilon = 0.1;
+    expect_alike(run_kernel<double>(p), naive(p), 1e-11, describe(p), least_of(p));
+    expect_alike(run_kernel<float>(p), naive(p), 5e-5, describe(p), least_of(p));
+  }
+}
+
 TEST(BlockList, CutsLieInsideBlocks) {
   for (int64_t length : {1, 63, 64, 65, 197, 1000}) {
     for (int64_t block : {1, 16, 17, 64, 100, 257, 2000}) {

@@ -189,6 +189,83 @@ void guarded(Problem& p, std::mt19937& r) {
   p.spec.counted = Expr();
 }
 
+using Kind = Normalizer::Kind;
+using Build = std::function<void(Problem&, std::mt19937&)>;
+
+Normalizer normalizer_of(Kind kind) {
+  Normalizer normalizer;
+  normalizer.kind = kind;
+  if (kind == Kind::z_score) normalizer.epsilon = 0.1;  // rows of few keys deviate little, and would magnify rounding
+  return normalizer;
+}
+
+/// Every normalizer beside softmax, each with its options; masks, weights and other counted pairs spread over them.
+const std::vector<std::pair<std::string, Build>>& normalizers() {
+  using Divisor = Normalizer::Divisor;
+  using Place = Normalizer::EpsilonPlace;
+  const auto divided = [](Kind kind, Divisor divisor) {
+    Normalizer normalizer = normalizer_of(kind);
+    normalizer.divisor = divisor;
+    return normalizer;
+  };
+  const auto placed = [](Place place) {
+    Normalizer normalizer = normalizer_of(Kind::z_score);
+    normalizer.epsilon_place = place;
+    return normalizer;
+  };
+  const auto detached = [](Kind kind) {
+    Normalizer normalizer = normalizer_of(kind);
+    normalizer.detach = true;
+    return normalizer;
+  };
+  const auto floored = [](double floor) {
+    Normalizer normalizer = normalizer_of(Kind::sum);
+    normalizer.floor = floor;
+    return normalizer;
+  };
+  static const std::vector<std::pair<std::string, Normalizer>> all{
+      {"signed softmax", normalizer_of(Kind::signed_softmax)},
+      {"sum", normalizer_of(Kind::sum)},
+      {"sum with floor", floored(2)},
+      {"sigmoid", normalizer_of(Kind::sigmoid)},
+      {"relu", normalizer_of(Kind::relu)},
+      {"relu by keys", divided(Kind::relu, Divisor::keys)},
+      {"relu by kept", divided(Kind::relu, Divisor::kept)},
+      {"identity", normalizer_of(Kind::identity)},
+      {"identity by kept", divided(Kind::identity, Divisor::kept)},
+      {"z-score", normalizer_of(Kind::z_score)},
+      {"z-score outside", placed(Place::outside)},
+      {"z-score inside count", placed(Place::inside_count)},
+      {"detached softmax", detached(Kind::softmax)},
+      {"detached signed softmax", detached(Kind::signed_softmax)},
+      {"detached sum", detached(Kind::sum)},
+      {"detached z-score", detached(Kind::z_score)},
+  };
+  static const std::vector<std::pair<std::string, Build>> builds = [] {
+    std::vector<std::pair<std::string, Build>> out;
+    for (const auto& [name, normalizer] : all) {
+      const Normalizer& n = normalizer;
+      out.push_back({name, [n](Problem& p, std::mt19937&) { p.spec.normalizer = n; }});
+      out.push_back({name + ", causal", [n](Problem& p, std::mt19937&) {
+                       p.spec.normalizer = n;
+                       p.spec.keep = masks::causal();
+                     }});
+      out.push_back({name + ", counted other", [n](Problem& p, std::mt19937& r) {
+                       counted_other(p, r);
+                       p.spec.normalizer = n;
+                       p.spec.score = raw() + score_terms()[3].second(p, r);
+                     }});
+      out.push_back({name + ", weights", [n](Problem& p, std::mt19937& r) {
+                       p.spec.normalizer = n;
+                       p.spec.weight = weight_terms()[1].second(p, r);
+                       p.spec.keep = mask_terms()[4].second(p, r) & mask_terms()[7].second(p, r);
+                     }});
+    }
+    return out;
+  }();
+  return builds;
+}
+
 std::vector<Mechanism> all_mechanisms() {
   std::vector<Mechanism> all{{"plain", [](Problem&, std::mt19937&) {}}};
   for (const auto& [name, term] : score_terms()) {
@@ -215,6 +292,7 @@ std::vector<Mechanism> all_mechanisms() {
   all.push_back({"counted other", counted_other});
   all.push_back({"guarded", guarded});
   all.push_back({"nothing", [](Problem& p, std::mt19937&) { p.spec.keep = Expr(false); }});
+  for (const auto& [name, build] : normalizers()) all.push_back({name, build});
   return all;
 }
 
@@ -273,6 +351,13 @@ Problem random_problem(uint32_t seed) {
   if (pick(0, 3) == 0) {
     p.spec.normalizer.sinks = true;
     p.sinks = random_normal({p.H, pick(1, 3)}, random);
+  } else if (pick(0, 1) == 0) {
+    p.spec.normalizer = normalizer_of(static_cast<Kind>(pick(0, 6)));
+    const Kind kind = p.spec.normalizer.kind;
+    if (kind == Kind::sum) p.spec.normalizer.floor = static_cast<double>(pick(0, 2));
+    if (kind == Kind::relu || kind == Kind::identity)
+      p.spec.normalizer.divisor = static_cast<Normalizer::Divisor>(pick(0, 2));
+    if (kind == Kind::z_score) p.spec.normalizer.epsilon_place = static_cast<Normalizer::EpsilonPlace>(pick(0, 2));
   }
   return p;
 }

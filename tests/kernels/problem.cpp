@@ -2,11 +2,11 @@
 
 #include <cmath>
 #include <functional>
-#include <limits>
 #include <memory>
 
 #include "regard/algebra/derivative.h"
 #include "regard/algebra/evaluate.h"
+#include "tests/kernels/naive_row.h"
 
 namespace regard::kernels::testing {
 namespace {
@@ -23,13 +23,6 @@ int64_t elements(const std::vector<int64_t>& sizes) {
   for (int64_t size : sizes) count *= size;
   return count;
 }
-
-/// The terms of one row.
-struct Row {
-  std::vector<double> p, w;
-  std::vector<bool> keep, counted;
-  double lse = -std::numeric_limits<double>::infinity();
-};
 
 class Solver {
  public:
@@ -49,26 +42,16 @@ class Solver {
 
   Row row(int64_t b, int64_t h, int64_t i) {
     Row r;
-    std::vector<double> scores(static_cast<size_t>(x.N));
-    double top = -std::numeric_limits<double>::infinity();
     for (int64_t j = 0; j < x.N; ++j) {
       const Pair pair = at(b, h, i, j);
       r.keep.push_back((*values)(pair, leaves, 0) != 0);
       r.counted.push_back((*values)(pair, leaves, 1) != 0);
       r.w.push_back(r.keep.back() ? (*values)(pair, leaves, 2) : 0);
-      const bool live = r.keep.back() || r.counted.back();
-      scores[static_cast<size_t>(j)] = live ? (*values)(pair, leaves, 3) : 0;
-      if (r.counted.back()) top = std::max(top, scores[static_cast<size_t>(j)]);
+      r.s.push_back(r.keep.back() || r.counted.back() ? (*values)(pair, leaves, 3) : 0);
     }
-    const int64_t sinks = x.sinks.sizes.empty() ? 0 : x.sinks.sizes[1];
-    for (int64_t s = 0; s < sinks; ++s) top = std::max(top, x.sinks.at({h, s}));
-    double sum = 0;
-    for (size_t j = 0; j < scores.size(); ++j) sum += r.counted[j] ? std::exp(scores[j] - top) : 0;
-    for (int64_t s = 0; s < sinks; ++s) sum += std::exp(x.sinks.at({h, s}) - top);
-    if (sum > 0) r.lse = top + std::log(sum);
-    for (size_t j = 0; j < scores.size(); ++j) {
-      r.p.push_back((r.keep[j] || r.counted[j]) && sum > 0 ? std::exp(scores[j] - r.lse) : 0);
-    }
+    std::vector<double> sinks;
+    for (int64_t s = 0; !x.sinks.sizes.empty() && s < x.sinks.sizes[1]; ++s) sinks.push_back(x.sinks.at({h, s}));
+    normalize(spec.normalizer, sinks, r);
     return r;
   }
 
@@ -96,24 +79,22 @@ class Solver {
     for (const Expr& leaf : wanted) indices.emplace_back(leaf.node().args);
     each_row([&](int64_t b, int64_t h, int64_t i) {
       const Row r = row(b, h, i);
-      double delta = -x.grad_lse.at({b, h, i});
-      if (std::isinf(r.lse)) return;
-      for (int64_t d = 0; d < x.Dv; ++d) delta += solution.o.at({b, h, i, d}) * x.grad_o.at({b, h, i, d});
-      if (!x.sinks.sizes.empty()) {
-        for (int64_t s = 0; s < x.sinks.sizes[1]; ++s) {
-          solution.sinks.at({h, s}) -= std::exp(x.sinks.at({h, s}) - r.lse) * delta;
+      add_sinks(r, b, h, i);
+      std::vector<double> dp(static_cast<size_t>(x.N)), g(dp.size());
+      for (int64_t j = 0; j < x.N; ++j) {
+        const auto n = static_cast<size_t>(j);
+        if (!r.keep[n]) continue;
+        for (int64_t d = 0; d < x.Dv; ++d) {
+          dp[n] += x.grad_o.at({b, h, i, d}) * x.v.at({b, h * x.Hk / x.H, j, d});
+          solution.v.at({b, h * x.Hk / x.H, j, d}) += r.p[n] * r.w[n] * x.grad_o.at({b, h, i, d});
         }
+        g[n] = r.w[n] * dp[n];
       }
+      const std::vector<double> through = slopes_through_sums(spec.normalizer, r, g, x.grad_lse.at({b, h, i}));
       for (int64_t j = 0; j < x.N; ++j) {
         const auto n = static_cast<size_t>(j);
         if (!r.keep[n] && !r.counted[n]) continue;
-        double dp = 0;
-        for (int64_t d = 0; d < x.Dv; ++d) {
-          dp += x.grad_o.at({b, h, i, d}) * x.v.at({b, h * x.Hk / x.H, j, d});
-          solution.v.at({b, h * x.Hk / x.H, j, d}) += r.keep[n] ? r.p[n] * r.w[n] * x.grad_o.at({b, h, i, d}) : 0;
-        }
-        const double ds = (r.keep[n] ? r.p[n] * r.w[n] * dp : 0) - (r.counted[n] ? r.p[n] * delta : 0);
-        const double dw = r.keep[n] ? r.p[n] * dp : 0;
+        const double ds = (r.keep[n] ? r.own[n] * g[n] : 0) + through[n], dw = r.p[n] * dp[n];
         const Pair pair = at(b, h, i, j);
         for (size_t l = 0; l < wanted.size(); ++l) {
           double slope = ds * slope_values(pair, leaves, l);
@@ -146,6 +127,17 @@ class Solver {
     const Tensor *q, *k;
     int64_t q_head, k_head, begin, end;
   };
+
+  void add_sinks(const Row& r, int64_t b, int64_t h, int64_t i) {
+    if (x.sinks.sizes.empty()) return;
+    double delta = -x.grad_lse.at({b, h, i});
+    for (int64_t d = 0; d < x.Dv && !spec.normalizer.detach; ++d) {
+      delta += solution.o.at({b, h, i, d}) * x.grad_o.at({b, h, i, d});
+    }
+    for (int64_t s = 0; s < x.sinks.sizes[1]; ++s) {
+      solution.sinks.at({h, s}) -= std::exp(x.sinks.at({h, s}) - r.lse) * delta;
+    }
+  }
 
   Operands operands_of(const Node& node, int64_t head) const {
     Operands o{&x.q, &x.k, head, head * x.Hk / x.H, node.begin, node.end};

@@ -14,12 +14,17 @@ enum class Layout { contiguous, heads_inside, gaps };
 template <class T>
 Solution run_kernel(const Problem& problem, Layout layout = Layout::contiguous, bool backward = true);
 
-/// The largest difference over the largest magnitude (at least 1e-3) of `expected`; infinite where one is NaN, or
+/// The largest difference over the largest magnitude (at least `least`) of `expected`; infinite where one is NaN, or
 /// where only one is infinite.
-double error_of(const Tensor& found, const Tensor& expected);
+double error_of(const Tensor& found, const Tensor& expected, double least = 1e-3);
+
+/// The magnitude below which a tensor of this problem counts as zero. Gradients of z-scores are what remains of sums
+/// over the rows that cancel, all of it where a row has one key.
+double least_of(const Problem& problem);
 
 /// Expects every tensor of the two solutions alike; `what` names the case.
-void expect_alike(const Solution& found, const Solution& expected, double tolerance, const std::string& what);
+void expect_alike(const Solution& found, const Solution& expected, double tolerance, const std::string& what,
+                  double least = 1e-3);
 
 /// Whether all bits are equal.
 bool identical(const Solution& a, const Solution& b);

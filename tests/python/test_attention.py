@@ -201,11 +201,13 @@ def test_pair_outputs(path, qkv):
                                         {"kind": "z_score", "epsilon": 0.1, "epsilon_place": "outside"},
                                         {"kind": "z_score", "epsilon": 0.1, "epsilon_place": "inside_count"},
                                         {"kind": "signed_softmax", "epsilon": 0.1}])
-@pytest.mark.parametrize("path", ["stripe", "composite"])
+@pytest.mark.parametrize("path", PATHS)
 def test_normalizers(normalizer, path, qkv, paths_of):
     q, k, v = qkv(M=5, N=7)
     settings = {"kind": normalizer} if isinstance(normalizer, str) else normalizer
     kind = settings["kind"]
+    if path == "fused" and kind == "signed_softmax" and "epsilon" in settings:
+        pytest.skip("the stripe's")
     positive = (lambda s, b, h, i, j: torch.exp(s)) if kind == "sum" else None
     _, _, i, j = reference.positions(2, 4, 5, 7)
     keep = (i >= j).expand(2, 4, 5, 7)
@@ -239,9 +241,11 @@ def test_normalizers(normalizer, path, qkv, paths_of):
 @pytest.mark.parametrize("normalizer", [{"kind": "z_score", "epsilon": 0.1, "epsilon_place": "outside"},
                                         {"kind": "z_score", "epsilon": 0.1, "epsilon_place": "inside_count"},
                                         {"kind": "signed_softmax", "epsilon": 0.1}])
-@pytest.mark.parametrize("path", ["stripe", "composite"])
+@pytest.mark.parametrize("path", PATHS)
 def test_gradients_of_epsilons(normalizer, path, qkv):
     """The first query sees one key: variance 0, which must not make a gradient NaN."""
+    if path == "fused" and normalizer["kind"] == "signed_softmax":
+        pytest.skip("the stripe's")
     tensors = qkv(B=1, M=4, N=5, grad=True)
 
     def f(*tensors):
@@ -333,8 +337,8 @@ def test_strict(qkv):
     with regard.strict():
         regard.attention(q, k, v, is_causal=True)
         with pytest.raises(ValueError, match="strict is on"):
-            regard.attention(q, k, v, normalizer="sigmoid")
-    regard.attention(q, k, v, normalizer="sigmoid")
+            regard.attention(q, k, v, dropout=0.5)
+    regard.attention(q, k, v, dropout=0.5)
     assert regard.path_counts()["attention"]["fused"] == 1
 
 
@@ -342,8 +346,9 @@ def test_auto_takes_the_fused_path_and_counts(qkv):
     q, k, v = qkv(dtype=torch.float32)
     regard.attention(q, k, v)
     regard.attention(q, k, v, normalizer="relu")
+    regard.attention(q, k, v, dropout=0.5)
     counts = regard.path_counts()["attention"]
-    assert counts["fused"] == 1 and counts["stripe"] + counts["composite"] == 1
+    assert counts["fused"] == 2 and counts["stripe"] + counts["composite"] == 1
     regard.reset_path_counts()
     assert sum(regard.path_counts().get("attention", {}).values()) == 0
 

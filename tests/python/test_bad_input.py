@@ -40,7 +40,8 @@ def test_tensors(changes, parts):
 
 @pytest.mark.parametrize("arguments, parts", [
     ({"path": "fusd"}, ["[attention] expected path among auto, fused, stripe, composite; found 'fusd'; did you mean 'fused'?"]),
-    ({"path": "fused", "normalizer": "relu"}, ["[attention] expected a call that the fused path runs", "relu"]),
+    ({"path": "fused", "normalizer": {"kind": "signed_softmax", "epsilon": 0.5}},
+     ["[attention] expected a call that the fused path runs", "normalizer signed_softmax with an epsilon"]),
     ({"scale": "1"}, ["[attention] expected scale to be a number", "found str"]),
     ({"dropout": -0.1}, ["[attention] expected dropout in [0, 1); found -0.1"]),
     ({"seed": torch.tensor(1)}, ["[attention] expected no seed without dropout; found seed"]),

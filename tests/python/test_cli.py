@@ -129,8 +129,10 @@ def test_explain(capfd, tmp_path):
     assert "fused on CPU: yes" in capfd.readouterr().out
     path.write_text('{"normalizer": {"kind": "sigmoid"}}')
     assert cli("explain", str(path)) == 0
-    out = capfd.readouterr().out
-    assert "fused on CPU: no: normalizer sigmoid" in out
+    assert "fused on CPU: yes" in capfd.readouterr().out
+    path.write_text('{"dropout": 0.5}')
+    assert cli("explain", str(path)) == 0
+    assert "fused on CPU: no: dropout" in capfd.readouterr().out
     path.write_text('{"nodes": [["scal"]], "score": 0}')
     assert "did you mean 'scale'" in refused(capfd, "explain", str(path))
 

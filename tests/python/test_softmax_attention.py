@@ -51,7 +51,6 @@ OPTIONS = [
 OPTIONS = [({"width": 12, "heads": 3, **config}, inputs) for config, inputs in OPTIONS]
 each_option = pytest.mark.parametrize(
     "config, wanted", OPTIONS, ids=["-".join([*(f"{k}={v}" for k, v in c.items() if k != "width"), *i]) for c, i in OPTIONS])
-FUSED = ("softmax", "softmax1")
 
 
 @each_option
@@ -74,13 +73,13 @@ def test_equals_the_reference_with_gradients(config, wanted):
 
 @each_option
 def test_float32_takes_the_fused_path(config, wanted, paths_of):
-    """Masks, biases, sinks and RoPE never cost the fast path; only other normalizers take the stripe."""
+    """Masks, biases, sinks, RoPE and other normalizers never cost the fast path."""
     inputs = random_inputs(*wanted, width=config.get("memory_width", 12), heads=config["heads"])
     inputs = {name: t.float() if t.is_floating_point() else t for name, t in inputs.items()}
     weights = [w.requires_grad_() for w in weights_of(ID, config, torch.float32)]
     x = x_of(config).float()
     counts, y = paths_of(lambda: main(ID, config, weights, x, inputs))
-    assert counts["attention"] == {"fused" if config.get("normalizer", "softmax") in FUSED else "stripe": 1}
+    assert counts["attention"] == {"fused": 1}
     double = {name: t.double() if t.is_floating_point() else t for name, t in inputs.items()}
     expected, _, _ = reference(config, [w.double() for w in weights], x.double(), double)
     torch.testing.assert_close(y.double(), expected, rtol=2e-5, atol=2e-6)

@@ -2,6 +2,7 @@
 #include "regard/kernels/cpu/amx.h"
 
 #include "regard/kernels/cpu/amx_call.h"
+#include "regard/kernels/cpu/checks.h"
 #include "regard/kernels/cpu/isa.h"
 #include "regard/kernels/cpu/program_cache.h"
 
@@ -48,7 +49,7 @@ bool amx_present() { return isa() == "amx"; }
 std::string amx_refusal(const AmxCall& call) {
   if (!amx_present()) return "no AMX";
   const AttentionSpec& spec = *call.spec;
-  const std::string reason = refusal(spec);
+  const std::string reason = softmax_refusal(spec);
   if (!reason.empty()) return reason;
   if (spec.normalizer.sinks) return "sinks";
   const PairExpressions pairs = expressions_of(spec);

@@ -218,7 +218,7 @@ void tile_backward(const Attention<T>& call, const AttentionGradient<T>& gradien
   if (call.B == 0 || call.H == 0 || call.M == 0 || call.N == 0 || plan.dots.empty()) zero_gradients(call, gradient);
   if (call.B == 0 || call.H == 0 || call.M == 0) return;
   count_route(Route::tile);
-  const RowTerms<T> rows = row_terms(call, gradient);
+  const RowTerms<T> rows = row_terms(call, gradient, row_statistics(plan, gradient));
   sink_gradients(call, rows, gradient.sinks);
   if (call.N == 0) return;
   bool read = false;  // whether some dot is of q and k themselves

@@ -38,6 +38,9 @@ class BackwardTask {
     value_ = QuerySegment<T>(grad_o, tiles, plan.v.gradient != nullptr, arena);
     lse_ = arena.take<T>(tiles * kLanes);
     delta_ = arena.take<T>(tiles * kLanes);
+    if (!rows.rate.empty()) rate_ = arena.take<T>(tiles * kLanes);
+    if (!rows.slope.empty()) slope_ = arena.take<T>(tiles * kLanes);
+    chain_ = primitives<T>().chain[static_cast<int>(plan.call.spec->normalizer.kind)];
     finite_keys_.resize(plan.dots.size());
     finite_queries_.resize(plan.dots.size());
     if (!plan.pairs.masked()) return;
@@ -124,17 +127,27 @@ class BackwardTask {
       if (!used(t)) continue;
       // Lanes past the last query: their p must be 0.
       T *lse = lse_ + (t - first) * kLanes, *delta = delta_ + (t - first) * kLanes;
-      std::fill_n(lse, kLanes, std::numeric_limits<T>::infinity());
+      std::fill_n(lse, kLanes, plan_.exponential ? std::numeric_limits<T>::infinity() : T(0));
       std::fill_n(delta, kLanes, T(0));
       for (int64_t l = 0; l < cut.end(t) - cut.begin(t); ++l) {
         const auto at = static_cast<size_t>(row + cut.begin(t) + l);
         lse[l] = rows_.lse[at] * per_natural;
         delta[l] = rows_.delta[at] * factor;
       }
+      if (rate_ != nullptr) begin_terms(rate_, rows_.rate, row, t, T(1));
+      if (slope_ != nullptr) begin_terms(slope_, rows_.slope, row, t, factor);
     }
     if (!plan_.pairs.masked()) return;
     for (auto& known : finite_queries_) known.reset(end - first);
     finite_grad_o_.reset(end - first);
+  }
+
+  /// Terms of the rows of a tile into its lanes; 0 past the last query.
+  void begin_terms(T* lanes, const std::vector<T>& terms, int64_t row, int64_t tile, T factor) const {
+    const Cut& cut = tiles_.map().cuts().queries;
+    T* to = lanes + (tile - segment_) * kLanes;
+    std::fill_n(to, kLanes, T(0));
+    for (int64_t i = cut.begin(tile); i < cut.end(tile); ++i) *to++ = terms[static_cast<size_t>(row + i)] * factor;
   }
 
   bool enter(int64_t tile, int64_t block) {
@@ -212,6 +225,8 @@ class BackwardTask {
     c.dp = dp_ + at;
     c.lse = lse_ + at_ * kLanes;
     c.delta = delta_ + at_ * kLanes;
+    if (rate_ != nullptr) c.rate = rate_ + at_ * kLanes;
+    if (slope_ != nullptr) c.slope = slope_ + at_ * kLanes;
     c.unit = tiles_.unit();
     c.steps = steps;
     c.lanes = tiles_.lanes;
@@ -234,7 +249,7 @@ class BackwardTask {
     c.pw = plan_.plain ? tiles_.scores(0) + at : dp_ + at;
     c.ds = plan_.plain ? dp_ + at : ds_;
     c.dw = dw_;
-    primitives<T>().chain(c);
+    chain_(c);
     if (!keeps_masks) return;
     copy_mask(keep_ + at, c.keep, steps);
     if (live_ != keep_) copy_mask(live_ + at, live, steps);
@@ -348,7 +363,9 @@ class BackwardTask {
   const SideArray<T> grad_o_;
   std::vector<QuerySegment<T>> dots_;
   QuerySegment<T> value_;
-  T *lse_ = nullptr, *delta_ = nullptr;  // of the segment, scaled
+  T *lse_ = nullptr, *delta_ = nullptr;   // of the segment, scaled
+  T *rate_ = nullptr, *slope_ = nullptr;  // the same, where the normalizer has them
+  void (*chain_)(const Chain<T>&) = nullptr;
   T *dp_ = nullptr, *ds_ = nullptr, *dw_ = nullptr, *terms_ = nullptr;
   std::vector<T*> slopes_;  // d / d dot of a block
   int32_t *keep_ = nullptr, *live_ = nullptr;

@@ -25,12 +25,20 @@ void check_indices(int64_t length, int64_t offset) {
 }  // namespace
 
 std::string refusal(const AttentionSpec& spec) {
-  if (spec.normalizer.kind != Normalizer::Kind::softmax)
-    return std::string("normalizer ") + name_of(spec.normalizer.kind);
-  if (spec.normalizer.detach) return "a detached denominator";
+  // The largest magnitude then carries a gradient of its own: to the first such key, which no sum finds again.
+  if (spec.normalizer.kind == Normalizer::Kind::signed_softmax && spec.normalizer.epsilon > 0)
+    return "normalizer signed_softmax with an epsilon";
   if (!spec.pair_outputs.empty()) return "pair outputs";
   if (spec.dropout > 0) return "dropout";
   return "";
+}
+
+std::string softmax_refusal(const AttentionSpec& spec) {
+  const std::string reason = refusal(spec);
+  if (!reason.empty()) return reason;
+  if (spec.normalizer.kind != Normalizer::Kind::softmax)
+    return std::string("normalizer ") + name_of(spec.normalizer.kind);
+  return spec.normalizer.detach ? "a detached denominator" : "";
 }
 
 template <class T>

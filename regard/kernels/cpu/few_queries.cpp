@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "regard/kernels/cpu/checks.h"
 #include "regard/kernels/cpu/few_queries_tile.h"
 
 namespace regard::kernels {
@@ -23,7 +24,7 @@ bool few_queries_take(const Attention<T, S>& call) {
   if (call.Dh <= 0 || call.Dv <= 0 || call.H % call.Hk != 0) return false;
   if (call.N < kLeastKeys && call.pages.size == 0) return false;
   if (call.H / call.Hk * call.M > kMostRows) return false;
-  return refusal(*call.spec).empty() && own_dots(*call.spec);
+  return softmax_refusal(*call.spec).empty() && own_dots(*call.spec);
 }
 
 template <class T, class S>

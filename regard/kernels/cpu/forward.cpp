@@ -26,14 +26,16 @@ namespace {
 constexpr int64_t kEnoughTasks = 16;      // of one batch entry: cores of a host on which one head still scales
 constexpr int64_t kLeastPartKeys = 1024;  // a part costs a merge of M rows: some percent of its work
 
-Cut key_parts(const Cuts& cuts, int64_t heads) {
+Cut key_parts(const Cuts& cuts, int64_t heads, const Normalizer& normalizer) {
+  // Parts of a z-score would each leave a second array, the sums of the values: twice the merge for a rare case.
+  if (normalizer.kind == Normalizer::Kind::z_score) return {cuts.keys.parts, 1, 1};
   const int64_t tasks = std::max<int64_t>(1, heads * cuts.queries.parts);
   const int64_t wanted = (kEnoughTasks + tasks - 1) / tasks;
   const int64_t most = std::max<int64_t>(1, cuts.keys.length / kLeastPartKeys);
   return {cuts.keys.parts, 1, std::min(wanted, most)};
 }
 
-/// o = sum_p w_p o_p / sum_p w_p l_p with w_p = exp2(m_p - m), parts in order.
+/// o = sum_p w_p o_p / sum_p w_p l_p with w_p = exp2(m_p - m), parts in order; without maxima all m are 0.
 template <class T>
 void merge_row(const Attention<T>& call, const Partial<T>& partial, int64_t parts, int64_t row) {
   const int64_t rows = call.B * call.H * call.M;
@@ -50,10 +52,14 @@ void merge_row(const Attention<T>& call, const Partial<T>& partial, int64_t part
     const T* part = partial.o + (p * rows + row) * call.Dv;
     for (int64_t d = 0; d < call.Dv; ++d) o[d * call.o.column] += weight * part[d];
   }
-  const T inverse = sum == 0 ? T(0) : 1 / sum;
-  for (int64_t d = 0; d < call.Dv; ++d) o[d * call.o.column] *= inverse;
-  call.lse[row] = sum == 0 ? -std::numeric_limits<T>::infinity()
-                           : maximum * static_cast<T>(0.693147180559945309417) + std::log(sum);
+  FinishedRow<T> finished{0, -std::numeric_limits<T>::infinity()};
+  if (!is_exponential(call.spec->normalizer)) {
+    finished = finish_row(call.spec->normalizer, call.N, sum, T(0));
+  } else if (sum != 0) {
+    finished = {1 / sum, maximum * static_cast<T>(0.693147180559945309417) + std::log(sum)};
+  }
+  for (int64_t d = 0; d < call.Dv; ++d) o[d * call.o.column] *= finished.factor;
+  call.lse[row] = finished.lse;
 }
 
 template <class T>
@@ -83,7 +89,7 @@ void tile_forward(const Attention<T>& call) {
   const TileLayout layout = plan.layout();
   const TileMap map(plan.pairs, plan.space, call.captures, forward_cuts(call.M, call.N, plan.pairs.masked(), layout),
                     layout);
-  const Cut parts = key_parts(map.cuts(), call.H);
+  const Cut parts = key_parts(map.cuts(), call.H, call.spec->normalizer);
   if (parts.parts > 1) return forward_in_parts(plan, bound, map, parts);
   const int64_t tiles = map.cuts().queries.parts;
   // The last tiles first, heads inside: under a causal mask those are the long ones.

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "regard/kernels/cpu/normalizer_rows.h"
+#include "regard/kernels/cpu/row_statistics.h"
 #include "regard/kernels/cpu/tiles.h"
 
 namespace regard::kernels {
@@ -19,13 +21,25 @@ struct Partial {
 template <class T>
 class ForwardTask {
  public:
-  ForwardTask(const Plan<T>& plan, const BoundPrograms& bound, const TileMap& map, Arena& arena)
-      : plan_(plan), call_(plan.call), tiles_(plan, bound, map, arena) {
+  /// statistics: the states of the rows without their outputs (z_score: with the sums of the values).
+  enum class Purpose : uint8_t { output, statistics };
+
+  ForwardTask(const Plan<T>& plan, const BoundPrograms& bound, const TileMap& map, Arena& arena,
+              Purpose purpose = Purpose::output)
+      : plan_(plan),
+        call_(plan.call),
+        normalizer_(plan.call.spec->normalizer),
+        purpose_(purpose),
+        tiles_(plan, bound, map, arena) {
     for (const DotOperand<T>& dot : plan.dots) packed_.push_back(arena.take<T>(dot.q.width * kLanes));
     output_ = arena.take<T>(call_.Dv * kLanes);
     state_ = arena.take<RowState<T>>(1);
     tile_ = plan.dots.empty() ? arena.take<T>(kSteps * kLanes) : tiles_.scores(0);
     if (plan.pairs.weight.defined()) weight_ = arena.take<T>(kSteps * kLanes);
+    if (normalizer_.kind == Normalizer::Kind::z_score) {
+      value_sums_ = arena.take<T>(call_.Dv * kLanes);
+      kept_ = arena.take<T>(kSteps * kLanes);
+    }
     if (!plan.pairs.masked()) return;
     keep_ = arena.take<int32_t>(kSteps * kLanes);
     if (plan.pairs.counted.pointer() != plan.pairs.keep.pointer()) counted_ = arena.take<int32_t>(kSteps * kLanes);
@@ -52,13 +66,32 @@ class ForwardTask {
     const Array4<T>& o = call_.o;
     T* lse = call_.lse + row();
     alignas(64) T inverse[kLanes];
-    for (int64_t l = 0; l < tiles_.count; ++l) {
+    for (int64_t l = 0; l < tiles_.count && !plan_.exponential; ++l) {
+      const FinishedRow<T> row = finish_row(normalizer_, call_.N, state_->sum[l], state_->square[l]);
+      inverse[l] = row.factor;
+      lse[l] = row.lse;
+    }
+    for (int64_t l = 0; l < tiles_.count && plan_.exponential; ++l) {
       const T sum = state_->sum[l];
       inverse[l] = sum == 0 ? T(0) : 1 / sum;
       lse[l] = sum == 0 ? kNothing : state_->maximum[l] * tiles_.natural() + std::log(sum);
     }
-    write_rows(o.data + tiles_.batch * o.batch + tiles_.head * o.head + tiles_.first_query * o.row, o.row, o.column,
-               inverse);
+    write_rows(output_, o.data + tiles_.batch * o.batch + tiles_.head * o.head + tiles_.first_query * o.row, o.row,
+               o.column, inverse);
+  }
+
+  void leave_statistics(RowStatistics<T>& rows, const Array4<const T>& grad_o) const {
+    const auto first = static_cast<size_t>(row());
+    std::copy_n(state_->sum, tiles_.count, rows.sum.data() + first);
+    if (value_sums_ == nullptr) return;
+    std::copy_n(state_->maximum, tiles_.count, rows.mean.data() + first);
+    std::copy_n(state_->square, tiles_.count, rows.square.data() + first);
+    write_rows(value_sums_, output_, call_.Dv, 1, nullptr);  // (count, Dv): outputs are not summed
+    const T* grad = grad_o.data + tiles_.batch * grad_o.batch + tiles_.head * grad_o.head;
+    for (int64_t l = 0; l < tiles_.count; ++l) {
+      rows.values[first + static_cast<size_t>(l)] = primitives<T>().row_sum(
+          grad + (tiles_.first_query + l) * grad_o.row, grad_o.column, output_ + l * call_.Dv, 1, call_.Dv);
+    }
   }
 
   /// The state itself, for a later merge.
@@ -66,7 +99,7 @@ class ForwardTask {
     const int64_t at = part * call_.B * call_.H * call_.M + row();
     for (int64_t l = 0; l < tiles_.count; ++l) partial.maximum[at + l] = state_->maximum[l] * tiles_.unit();
     std::copy_n(state_->sum, tiles_.count, partial.sum + at);
-    write_rows(partial.o + at * call_.Dv, call_.Dv, 1, nullptr);
+    write_rows(output_, partial.o + at * call_.Dv, call_.Dv, 1, nullptr);
   }
 
  private:
@@ -81,9 +114,12 @@ class ForwardTask {
     const int64_t sink_count = with_sinks ? call_.sink_count : 0;
     for (int64_t s = 0; s < sink_count; ++s) maximum = std::max(maximum, sinks[s]);
     for (int64_t s = 0; s < sink_count && maximum != kNothing; ++s) sum += std::exp(sinks[s] - maximum);
-    std::fill_n(state_->maximum, kLanes, maximum / tiles_.natural());
+    std::fill_n(state_->maximum, kLanes, plan_.exponential ? maximum / tiles_.natural() : T(0));
     std::fill_n(state_->sum, kLanes, sum);
     std::fill_n(output_, call_.Dv * kLanes, T(0));
+    if (value_sums_ == nullptr) return;
+    std::fill_n(state_->square, kLanes, T(0));
+    std::fill_n(value_sums_, call_.Dv * kLanes, T(0));
   }
 
   void absorb_block() {
@@ -94,11 +130,11 @@ class ForwardTask {
     // A hidden pair's weight is 0, but 0 times NaN is not.
     const bool clean = !masked || finite_.at(tiles_.block, v.at(tiles_.batch, tiles_.head, tiles_.block_begin),
                                              block_keys(), v.width, v.array.row, v.array.column);
-    for (size_t d = 0; d < packed_.size(); ++d) {
-      tiles_.multiply(d, packed_[d], tiles_.plain() ? state_->block_maximum : nullptr);
-    }
+    T* const maximum = tiles_.plain() && normalizer_.kind == Normalizer::Kind::softmax ? state_->block_maximum : nullptr;
+    for (size_t d = 0; d < packed_.size() && !counts_alone(); ++d) tiles_.multiply(d, packed_[d], maximum);
     // Hidden scores are -inf: without weights and with counted = keep their exponentials are 0 already.
-    const bool needs_keep = masked && (weight_ != nullptr || counted_ != nullptr || !clean);
+    const bool absorbs_keep = masked && (weight_ != nullptr || counted_ != nullptr || needs_masks(normalizer_));
+    const bool needs_keep = absorbs_keep || !clean;
     for (int64_t first = 0; first < tiles_.steps && !tiles_.plain(); first += kChunk) {
       keep_chunk(first, std::min(kChunk, tiles_.steps - first), needs_keep);
     }
@@ -106,13 +142,29 @@ class ForwardTask {
     absorb.tile = tile_;
     absorb.weight = weight_;
     absorb.counted = masked ? counted_ : nullptr;
-    absorb.keep = needs_keep && (weight_ != nullptr || counted_ != nullptr) ? keep_ : nullptr;
+    absorb.keep = absorbs_keep ? keep_ : nullptr;
     absorb.unit = tiles_.unit();
     absorb.steps = tiles_.steps;
     absorb.lanes = tiles_.lanes;
     absorb.state = state_;
-    primitives<T>().absorb(absorb);
-    accumulate(values, clean);
+    absorb.kept = kept_;
+    primitives<T>().absorb[static_cast<int>(normalizer_.kind)](absorb);
+    const PairMask mask{clean ? nullptr : keep_, 0, kLanes, 1};
+    if (value_sums_ != nullptr) accumulate_values(values, mask);
+    if (purpose_ == Purpose::output) accumulate(output_, values, tile_, mask);
+  }
+
+  /// Whether only the kept pairs of plain scores are wanted, which masks say.
+  bool counts_alone() const {
+    return purpose_ == Purpose::statistics && plan_.plain && normalizer_.divisor == Normalizer::Divisor::kept;
+  }
+
+  /// z_score: O^T moves from the old mean to the new one, then V^T [keep] weight is added to the sums of the values.
+  void accumulate_values(const T* values, const PairMask& mask) {
+    if (purpose_ == Purpose::output) {
+      primitives<T>().add_scaled(output_, value_sums_, state_->factor, call_.Dv, tiles_.lanes);
+    }
+    accumulate(value_sums_, values, kept_, mask);
   }
 
   int64_t block_keys() const {
@@ -160,27 +212,27 @@ class ForwardTask {
     }
   }
 
-  /// O^T = factor O^T + V^T P^T
-  void accumulate(const T* values, bool clean) {
+  /// O^T = factor O^T + V^T P^T; without a maximum the factor is 1.
+  void accumulate(T* output, const T* values, const T* weights, const PairMask& mask) {
     const SideArray<T>& v = plan_.v;
     Product<T> p;
-    p.c = output_;
+    p.c = output;
     p.a = values;
     p.a_row = v.array.column;
     p.a_depth = v.array.row;
-    p.b = tile_;
+    p.b = weights;
     p.rows = v.width;
     p.depth = tiles_.steps;
     p.lanes = tiles_.lanes;
-    p.mode = Product<T>::rescale;
+    p.mode = plan_.exponential ? Product<T>::rescale : Product<T>::add;
     p.factor = state_->factor;
-    clean ? primitives<T>().product(p) : primitives<T>().masked_product(p, {keep_, 0, kLanes, 1});
+    mask.mask == nullptr ? primitives<T>().product(p) : primitives<T>().masked_product(p, mask);
   }
 
-  void write_rows(T* array, int64_t row, int64_t column, const T* factor) const {
+  void write_rows(T* packed, T* array, int64_t row, int64_t column, const T* factor) const {
     Transpose<T> t;
     t.array = array;
-    t.packed = output_;
+    t.packed = packed;
     t.row = row;
     t.column = column;
     t.count = tiles_.count;
@@ -191,12 +243,15 @@ class ForwardTask {
 
   const Plan<T>& plan_;
   const Attention<T>& call_;
+  const Normalizer& normalizer_;
+  const Purpose purpose_;
   Tiles<T> tiles_;
   FiniteBlocks<T> finite_;  // of values
   std::vector<T*> packed_;  // Q^T of every dot
   T* output_ = nullptr;     // O^T (Dv x kLanes), not yet divided
   RowState<T>* state_ = nullptr;
   T *tile_ = nullptr, *weight_ = nullptr;
+  T *value_sums_ = nullptr, *kept_ = nullptr;  // z_score: V^T [keep] weight (Dv x kLanes), and that tile of weights
   int32_t *keep_ = nullptr, *counted_ = nullptr;
 };
 

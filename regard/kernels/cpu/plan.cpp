@@ -1,6 +1,7 @@
 #include "regard/kernels/cpu/plan.h"
 
 #include "regard/kernels/cpu/checks.h"
+#include "regard/kernels/cpu/normalizer_rows.h"
 
 namespace regard::kernels {
 namespace {
@@ -47,6 +48,7 @@ Plan<T>::Plan(const Attention<T>& attention) : call(attention), pairs(expression
   static const Expr plain_score = scale() * dot(), product = dot();  // one node, so that the cache finds it again
   plain = !pairs.weight.defined() && same(pairs.score, plain_score);
   if (plain) pairs.score = product;
+  exponential = is_exponential(call.spec->normalizer);
   space = {call.B, call.H, call.M, call.N, call.query_offset, call.scale};
   blocks = BlockList::take(pairs, space, call.captures);
   if (!blocks) sequences = Sequences::take(pairs, space, call.captures);

@@ -15,11 +15,28 @@ namespace {
 #include "regard/kernels/cpu/transpose.inl"
 // that too
 #include "regard/kernels/cpu/pointwise.inl"
+// and that
+#include "regard/kernels/cpu/normalizers.inl"
 #include "regard/kernels/cpu/product.inl"
 
 template <class T>
-constexpr Primitives<T> table{product<T>, masked_product<T>, finite<T>, row_sum<T>, pack<T>,  unpack<T>,
-                              run<T>,     mask_scores<T>,    band,      absorb<T>,  chain<T>, combine<T>};
+constexpr Primitives<T> table{
+    product<T>,
+    masked_product<T>,
+    finite<T>,
+    row_sum<T>,
+    pack<T>,
+    unpack<T>,
+    run<T>,
+    mask_scores<T>,
+    band,
+    combine<T>,
+    add_scaled<T>,
+    {absorb<T>, absorb_signed<T>, absorb_sums<Sum<T>, T>, absorb_sums<Sigmoid<T>, T>, absorb_sums<Relu<T>, T>,
+     absorb_sums<Identity<T>, T>, absorb_z_score<T>},
+    {chain<T>, chain_by<SignedSoftmax<T>, T>, chain_by<Sum<T>, T>, chain_by<Sigmoid<T>, T>, chain_by<Relu<T>, T>,
+     chain_by<Identity<T>, T>, chain_by<ZScore<T>, T>},
+};
 
 }  // namespace
 

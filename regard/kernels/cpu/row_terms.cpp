@@ -5,20 +5,53 @@
 #include <limits>
 
 #include "regard/base/parallel.h"
-#include "regard/kernels/cpu/tile.h"
+#include "regard/kernels/cpu/normalizer_rows.h"
 
 namespace regard::kernels {
 namespace {
 
 constexpr int64_t kRows = 256;  // rows a task: some microseconds
 
+/// The terms of one row whose weights have no exponentials. `delta`: rowsum(grad_o o) - grad_lse so far.
+template <class T>
+void rate_terms(const Attention<T>& call, const RowStatistics<T>& statistics, size_t row, T lse, RowTerms<T>& rows) {
+  const Normalizer& normalizer = call.spec->normalizer;
+  const T sum = statistics.sum.empty() ? static_cast<T>(call.N) : statistics.sum[row];
+  T &rate = rows.rate[row], &delta = rows.delta[row];
+  switch (normalizer.kind) {
+    case Normalizer::Kind::sum: {
+      rate = lse == -std::numeric_limits<T>::infinity() ? T(1) : std::exp(-lse);
+      const bool below = !statistics.sum.empty() && sum < static_cast<T>(normalizer.floor);
+      delta = below ? T(0) : delta * rate;
+      break;
+    }
+    case Normalizer::Kind::z_score: {
+      const T n = std::max(T(1), sum), variance = statistics.square[row] / n;
+      rate = z_score_rate(normalizer, variance, n);
+      rows.slope[row] = normalizer.detach ? T(0) : delta * z_score_bend(normalizer, rate, variance, n) / n;
+      rows.lse[row] = statistics.mean[row];
+      delta = statistics.values[row] * rate / n;
+      break;
+    }
+    default:
+      rate = divisor_rate(normalizer, call.N, sum);
+  }
+}
+
 }  // namespace
 
 template <class T>
-RowTerms<T> row_terms(const Attention<T>& call, const AttentionGradient<T>& g) {
+RowTerms<T> row_terms(const Attention<T>& call, const AttentionGradient<T>& g, const RowStatistics<T>& statistics) {
+  const Normalizer& normalizer = call.spec->normalizer;
+  const bool exponential = is_exponential(normalizer);
+  // A constant denominator takes nothing off the slopes; the deviation of a z-score is one beside its mean.
+  const bool constant = normalizer.detach && normalizer.kind != Normalizer::Kind::z_score;
+  const bool has_lse = exponential || normalizer.kind == Normalizer::Kind::sum;  // else it is 0, whatever its gradient
   RowTerms<T> rows;
   rows.lse.resize(static_cast<size_t>(call.B * call.H * call.M));
   rows.delta.resize(rows.lse.size());
+  if (!exponential) rows.rate.resize(rows.lse.size());
+  if (normalizer.kind == Normalizer::Kind::z_score) rows.slope.resize(rows.lse.size());
   constexpr T infinity = std::numeric_limits<T>::infinity();
   const int64_t blocks = (call.M + kRows - 1) / kRows;
   parallel_for(call.B * call.H * blocks, [&](int64_t task) {
@@ -29,10 +62,11 @@ RowTerms<T> row_terms(const Attention<T>& call, const AttentionGradient<T>& g) {
       const T* o = g.o.data + b * g.o.batch + h * g.o.head + i * g.o.row;
       const bool empty = g.lse[at] == -infinity;
       // An output that is exactly 0 counts as 0 whatever its gradient: rows without keys may carry NaN there.
-      const T delta = empty ? T(0) : primitives<T>().row_sum(grad_o, g.grad_o.column, o, g.o.column, call.Dv);
-      const T grad_lse = empty || g.grad_lse == nullptr ? T(0) : g.grad_lse[at];
+      const T delta = empty || constant ? T(0) : primitives<T>().row_sum(grad_o, g.grad_o.column, o, g.o.column, call.Dv);
+      const T grad_lse = empty || !has_lse || g.grad_lse == nullptr ? T(0) : g.grad_lse[at];
       rows.lse[static_cast<size_t>(at)] = empty ? infinity : g.lse[at];
       rows.delta[static_cast<size_t>(at)] = delta - grad_lse;
+      if (!exponential) rate_terms(call, statistics, static_cast<size_t>(at), g.lse[at], rows);
     }
   });
   return rows;
@@ -56,7 +90,7 @@ void sink_gradients(const Attention<T>& call, const RowTerms<T>& rows, T* gradie
 }
 
 #define REGARD_INSTANTIATE(T)                                                       \
-  template RowTerms<T> row_terms(const Attention<T>&, const AttentionGradient<T>&); \
+  template RowTerms<T> row_terms(const Attention<T>&, const AttentionGradient<T>&, const RowStatistics<T>&); \
   template void sink_gradients(const Attention<T>&, const RowTerms<T>&, T*);
 REGARD_INSTANTIATE(float)
 REGARD_INSTANTIATE(double)

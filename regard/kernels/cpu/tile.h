@@ -161,16 +161,27 @@ struct Transpose {
   bool add = false;           ///< unpack: adds to the array
 };
 
-/// The softmax state of the lanes of one tile, in the units of the scores (see Absorb).
+/// How many normalizers there are; they are numbered as Normalizer::Kind is.
+constexpr int kNormalizers = 7;
+
+/// The state of the lanes of one tile, in the units of the scores (see Absorb).
+///
+///                        maximum              sum                                  factor          square
+///     softmax, signed    of the scores        exp2(unit (|s| - maximum)), counted  rescales o
+///     sum                                     max(s, 0), counted
+///     relu, identity                          1, kept
+///     z_score            their mean           1, counted                           old - new mean  (s - mean)^2
 template <class T>
 struct RowState {
-  T maximum[kLanes];        ///< of the scores so far, -inf before the first
+  T maximum[kLanes];        ///< of the scores so far, -inf before the first; 0 where there is none
   T sum[kLanes];            ///< of exp2(unit (score - maximum)) over the counted pairs
   T block_maximum[kLanes];  ///< of the block being absorbed
   T factor[kLanes];         ///< exp2(unit (old maximum - new maximum)), by which the output is rescaled
+  T square[kLanes];         ///< z_score
 };
 
-/// One block of scores absorbed: tile becomes exp2(unit (score - maximum)) weight over kept pairs.
+/// One block of scores absorbed: tile becomes the weights of the kept pairs, not yet divided. Softmax: exp2(unit (score
+/// - maximum)) weight.
 template <class T>
 struct Absorb {
   T* tile = nullptr;                 ///< scores, -inf where the pair is not live
@@ -180,6 +191,7 @@ struct Absorb {
   T unit = 1;                        ///< log2(e) for natural scores, 1 for scores in base 2
   int64_t steps = 0, lanes = 0;
   RowState<T>* state = nullptr;
+  T* kept = nullptr;  ///< z_score: tile, [keep] weight is written
 };
 
 /// Chain rule of one chunk, by the final log-sum-exp in the units of the scores:
@@ -197,6 +209,8 @@ struct Chain {
   T* ds = nullptr;              ///< may be dp itself
   T* dw = nullptr;              ///< or null
   int64_t steps = 0, lanes = 0;
+  const T* rate = nullptr;   ///< a lane; see normalizers.inl for what each normalizer reads of lse, delta and these
+  const T* slope = nullptr;  ///< a lane
 };
 
 /// out = [live] (ds f + dw g): the gradient of a dot or a capture read from d score and d weight of it.
@@ -227,9 +241,11 @@ struct Primitives {
   void (*mask_scores)(T* tile, View<T> score, View<int32_t> live, int64_t steps, int64_t lanes, T* maximum);
   /// mask (kLanes apart) = low[lane] <= first + step <= high[lane]
   void (*band)(int32_t* mask, const int32_t* low, const int32_t* high, int32_t first, int64_t steps, int64_t lanes);
-  void (*absorb)(const Absorb<T>&);
-  void (*chain)(const Chain<T>&);
   void (*combine)(const Combine<T>&);
+  /// sums += factor[lane] values, both (rows x lanes).
+  void (*add_scaled)(T* sums, const T* values, const T* factor, int64_t rows, int64_t lanes);
+  void (*absorb[kNormalizers])(const Absorb<T>&);
+  void (*chain[kNormalizers])(const Chain<T>&);
 };
 
 /// The primitives of the chosen instruction set.

@@ -45,10 +45,15 @@ class Tiles {
   TileEvaluator<T>& program() { return *program_; }  ///< that ran last
   T* scores(size_t dot) const { return scores_[dot]; }
 
+  /// Whether scores are in base 2: plain ones of a normalizer of exponentials.
+  bool base2() const { return plan_.plain && plan_.exponential; }
   /// What packed queries are multiplied by, what turns their scores into base 2, and into natural ones.
-  T query_scale() const { return plan_.plain ? static_cast<T>(plan_.space.scale * kLog2E) : T(1); }
-  T unit() const { return plan_.plain ? T(1) : static_cast<T>(kLog2E); }
-  T natural() const { return plan_.plain ? static_cast<T>(kLn2) : T(1); }
+  T query_scale() const {
+    if (base2()) return static_cast<T>(plan_.space.scale * kLog2E);
+    return plan_.plain ? static_cast<T>(plan_.space.scale) : T(1);
+  }
+  T unit() const { return base2() ? T(1) : static_cast<T>(kLog2E); }
+  T natural() const { return base2() ? static_cast<T>(kLn2) : T(1); }
 
   int64_t batch = 0, head = 0;
   int64_t first_query = 0, count = 0, lanes = 0;  ///< of the tile; lanes: count rounded up to kLaneUnit
