@@ -1,6 +1,7 @@
 // Which kernels of the fused path could run a call, and what stands in the way of the others: the kernels are asked,
 // about the call itself and about its neighbors, so that no limit of theirs is repeated here.
 #include "regard/kernels/cpu/amx.h"
+#include "regard/kernels/cpu/checks.h"
 #include "regard/kernels/cpu/few_queries.h"
 #include "regard/ops/blocked.h"
 #include "regard/ops/explain.h"
@@ -38,7 +39,7 @@ template <class T, class S>
 std::string few_queries_refusal(const kernels::Attention<T, S>& call) {
   using kernels::few_queries_take;
   if (few_queries_take(call)) return "";
-  if (const std::string reason = kernels::refusal(*call.spec); !reason.empty()) return reason;
+  if (const std::string reason = kernels::softmax_refusal(*call.spec); !reason.empty()) return reason;
   constexpr int64_t kMost = 1 << 20;
   kernels::Attention<T, S> one = call;
   one.M = 1;

@@ -68,10 +68,12 @@ def test_every_kernel_that_does_not_run_says_why():
     assert found["amx"]["forward"] == "not bfloat16 but float32"
     found = kernels(regard.attention(q[:, :, :1], q[:, :2], q[:, :2], explain=True))
     assert found["few_queries"]["forward"].startswith("16 keys, fewer than ")
-    found = regard.attention(q, q, q, normalizer="sigmoid", explain=True)
+    found = kernels(regard.attention(q, q, q, normalizer="sigmoid", explain=True))
+    assert found["few_queries"]["forward"] == "normalizer sigmoid" and found["tile"]["forward"] == "runs"
+    found = regard.attention(q, q, q, dropout=0.5, explain=True)
     assert found["path"] == "stripe" and found["kernel"] == {"forward": "", "backward": ""}
     assert {k: v["forward"] for k, v in kernels(found).items()} | {"amx": ""} == {
-        "few_queries": "normalizer sigmoid", "amx": "", "tile": "normalizer sigmoid", "stripe": "runs",
+        "few_queries": "dropout", "amx": "", "tile": "dropout", "stripe": "runs",
         "composite": "only when asked for"}
 
 
