@@ -20,6 +20,7 @@
 
 #include "regard/base/parallel.h"
 #include "regard/kernels/cpu/backward_task.h"
+#include "regard/kernels/cpu/folded.h"
 #include "regard/kernels/cpu/routes.h"
 #include "regard/kernels/cpu/tile_attention.h"
 
@@ -217,6 +218,9 @@ void tile_backward(const Attention<T>& call, const AttentionGradient<T>& gradien
   Plan<T> plan(call);
   if (call.B == 0 || call.H == 0 || call.M == 0 || call.N == 0 || plan.dots.empty()) zero_gradients(call, gradient);
   if (call.B == 0 || call.H == 0 || call.M == 0) return;
+  if (const auto one = folded(plan)) {
+    if (const auto one_gradient = folded(call, gradient)) return tile_backward(*one, *one_gradient);
+  }
   count_route(Route::tile);
   const RowTerms<T> rows = row_terms(call, gradient, row_statistics(plan, gradient));
   sink_gradients(call, rows, gradient.sinks);

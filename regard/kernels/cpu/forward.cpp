@@ -16,6 +16,7 @@
 #include <memory>
 
 #include "regard/base/parallel.h"
+#include "regard/kernels/cpu/folded.h"
 #include "regard/kernels/cpu/forward_task.h"
 #include "regard/kernels/cpu/routes.h"
 #include "regard/kernels/cpu/tile_attention.h"
@@ -84,6 +85,7 @@ template <class T>
 void tile_forward(const Attention<T>& call) {
   const Plan<T> plan(call);
   if (call.B == 0 || call.H == 0 || call.M == 0) return;
+  if (const auto one = folded(plan)) return tile_forward(*one);
   count_route(Route::tile);
   const BoundPrograms bound = bind_programs(plan, Side::queries, Derivatives::none);
   const TileLayout layout = plan.layout();
