@@ -27,6 +27,8 @@ namespace {
 constexpr int64_t kEnoughTasks = 16;      // of one batch entry: cores of a host on which one head still scales
 constexpr int64_t kLeastPartKeys = 1024;  // a part costs a merge of M rows: some percent of its work
 
+constexpr int64_t kAlone = 1 << 18;  // multiplications done before other threads would have woken: some microseconds
+
 Cut key_parts(const Cuts& cuts, int64_t heads, const Normalizer& normalizer) {
   // Parts of a z-score would each leave a second array, the sums of the values: twice the merge for a rare case.
   if (normalizer.kind == Normalizer::Kind::z_score) return {cuts.keys.parts, 1, 1};
@@ -95,12 +97,15 @@ void tile_forward(const Attention<T>& call) {
   if (parts.parts > 1) return forward_in_parts(plan, bound, map, parts);
   const int64_t tiles = map.cuts().queries.parts;
   // The last tiles first, heads inside: under a causal mask those are the long ones.
-  parallel_for(call.B * call.H * tiles, [&](int64_t task) {
+  const auto run = [&](int64_t task) {
     ForwardTask<T> forward(plan, bound, map, fresh_arena());
     const int64_t tile = tiles - 1 - task % tiles;
     forward.run(task / tiles / call.H, task / tiles % call.H, tile, 0, map.cuts().keys.parts);
     forward.finish();
-  });
+  };
+  const int64_t tasks = call.B * call.H * tiles;
+  if (call.B * call.H * call.M * call.N * (call.Dh + call.Dv) > kAlone) return parallel_for(tasks, run);
+  for (int64_t task = 0; task < tasks; ++task) run(task);
 }
 
 template void tile_forward(const Attention<float>&);

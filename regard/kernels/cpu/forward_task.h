@@ -65,7 +65,7 @@ class ForwardTask {
   void finish() {
     const Array4<T>& o = call_.o;
     T* lse = call_.lse + row();
-    alignas(64) T inverse[kLanes];
+    alignas(64) T inverse[kLanes] = {};  // lanes past the last query too: a stray subnormal is slow
     for (int64_t l = 0; l < tiles_.count && !plan_.exponential; ++l) {
       const FinishedRow<T> row = finish_row(normalizer_, call_.N, state_->sum[l], state_->square[l]);
       inverse[l] = row.factor;
