@@ -2,18 +2,19 @@
 // over lanes in cache. Registers that vary with the step alone are spread over the lanes row by row.
 // Part of primitives.inl.
 
-/// Rows of an argument as the result's loop walks them.
+/// Rows of an argument as the result's loop walks them, kLaneUnit lanes at a time: the trip count is a constant, and a
+/// value that is the same along a row is one register.
 template <class D>
 struct Argument {
   const D* data;
   int64_t step = 0;     // distance of rows
-  bool spread = false;  // one value a row
-  alignas(64) D row[kLanes];
+  int64_t advance = 1;  // of lanes: 0 where one value holds for the row
+  alignas(64) D row[kLaneUnit];
 
-  const D* at(int64_t s, int64_t lanes) {
-    if (!spread) return data + s * step;
+  const D* at(int64_t s) {
+    if (advance != 0) return data + s * step;
     const D value = data[s];
-    for (int64_t l = 0; l < lanes; ++l) row[l] = value;
+    for (int64_t l = 0; l < kLaneUnit; ++l) row[l] = value;
     return row;
   }
 };
@@ -34,8 +35,10 @@ inline void bind(Argument<D>& argument, const Frame& f, int32_t index, const Ext
   const Register& r = f.registers[index];
   argument.data = static_cast<const D*>(r.data);
   argument.step = r.shape == Shape::pair ? kLanes : 0;
-  argument.spread = e.pairs && r.shape == Shape::step;
-  if (argument.spread) argument.data += e.first_step;
+  argument.advance = 1;
+  if (!e.pairs || r.shape != Shape::step) return;
+  argument.advance = 0;
+  argument.data += e.first_step;
 }
 
 template <class D>
@@ -48,17 +51,14 @@ void unary(const Instruction& i, Frame& f, F function) {
   const Extent e = extent_of(i, f);
   Argument<In> a;
   bind(a, f, i.arg[0], e);
-  if (!e.pairs) {  // kSteps values may exceed one row of lanes
-    Out* out = result_of<Out>(i, f);
-#pragma GCC ivdep
-    for (int64_t l = 0; l < e.lanes; ++l) out[l] = function(a.data[l]);
-    return;
-  }
   for (int64_t s = 0; s < e.steps; ++s) {
-    const In* x = a.at(s, e.lanes);
+    const In* x = a.at(s);
     Out* out = result_of<Out>(i, f) + s * kLanes;
+    for (int64_t first = 0; first < e.lanes; first += kLaneUnit) {
+      const In* from = x + first * a.advance;
 #pragma GCC ivdep
-    for (int64_t l = 0; l < e.lanes; ++l) out[l] = function(x[l]);
+      for (int64_t l = 0; l < kLaneUnit; ++l) out[first + l] = function(from[l]);
+    }
   }
 }
 
@@ -69,11 +69,13 @@ void binary(const Instruction& i, Frame& f, F function) {
   bind(a, f, i.arg[0], e);
   bind(b, f, i.arg[1], e);
   for (int64_t s = 0; s < e.steps; ++s) {
-    const In* x = e.pairs ? a.at(s, e.lanes) : a.data;
-    const In* y = e.pairs ? b.at(s, e.lanes) : b.data;
+    const In *x = a.at(s), *y = b.at(s);
     Out* out = result_of<Out>(i, f) + s * kLanes;
+    for (int64_t first = 0; first < e.lanes; first += kLaneUnit) {
+      const In *left = x + first * a.advance, *right = y + first * b.advance;
 #pragma GCC ivdep
-    for (int64_t l = 0; l < e.lanes; ++l) out[l] = function(x[l], y[l]);
+      for (int64_t l = 0; l < kLaneUnit; ++l) out[first + l] = function(left[l], right[l]);
+    }
   }
 }
 
@@ -86,69 +88,95 @@ void choose(const Instruction& i, Frame& f) {
   bind(a, f, i.arg[1], e);
   bind(b, f, i.arg[2], e);
   for (int64_t s = 0; s < e.steps; ++s) {
-    const int32_t* c = e.pairs ? condition.at(s, e.lanes) : condition.data;
-    const D* x = e.pairs ? a.at(s, e.lanes) : a.data;
-    const D* y = e.pairs ? b.at(s, e.lanes) : b.data;
+    const int32_t* c = condition.at(s);
+    const D *x = a.at(s), *y = b.at(s);
     D* out = result_of<D>(i, f) + s * kLanes;
+    for (int64_t first = 0; first < e.lanes; first += kLaneUnit) {
+      const int32_t* chosen = c + first * condition.advance;
+      const D *left = x + first * a.advance, *right = y + first * b.advance;
 #pragma GCC ivdep
-    for (int64_t l = 0; l < e.lanes; ++l) out[l] = c[l] != 0 ? x[l] : y[l];
+      for (int64_t l = 0; l < kLaneUnit; ++l) out[first + l] = chosen[l] != 0 ? left[l] : right[l];
+    }
   }
 }
 
-/// Elements at `offsets` of a tensor of E as D, 0 where `bad`. False when an int64 element does not fit 32 bits.
+/// The elements that kLaneUnit lanes read: at offsets, or, where the indices rise evenly, from `first` on at `along`.
+struct Places {
+  bool even = false;
+  int64_t first = 0, along = 0;
+  alignas(64) int64_t offsets[kLaneUnit] = {};
+};
+
+/// Neighbors in the lanes are often neighbors in the tensor (a table by i - j, a bias by query), or one element: then
+/// nothing is computed lane by lane.
+inline bool rise_evenly(const Reading& reading, const int32_t* const* index, Places& places) {
+  int32_t uneven = 0;
+  for (int k = 0; k < reading.rank; ++k) {
+    const int32_t* at = index[k];
+    const int32_t start = at[0], rise = wrap_sub(at[1], at[0]);
+    for (int32_t l = 0; l < kLaneUnit; ++l) uneven |= wrap_sub(at[l], wrap_add(start, wrap_mul(l, rise)));
+    places.first += start * reading.strides[k];
+    places.along += rise * reading.strides[k];
+  }
+  return uneven == 0;
+}
+
+/// Elements of a tensor of E as D, 0 where `bad`. False when an int64 element does not fit 32 bits.
 template <class E, class D>
-bool gather(const Reading& reading, const int64_t* offsets, const int32_t* bad, D* out, int64_t lanes) {
+bool gather(const Reading& reading, const Places& places, const int32_t* bad, D* out) {
   const E* data = static_cast<const E*>(reading.data);
+  alignas(64) E values[kLaneUnit];
+  if (places.even && places.along == 1) {
+    for (int64_t l = 0; l < kLaneUnit; ++l) values[l] = data[places.first + l];
+  } else if (places.even) {
+    for (int64_t l = 0; l < kLaneUnit; ++l) values[l] = data[places.first + l * places.along];
+  } else {
+    for (int64_t l = 0; l < kLaneUnit; ++l) values[l] = bad != nullptr && bad[l] != 0 ? E(0) : data[places.offsets[l]];
+  }
   bool fine = true;
-  for (int64_t l = 0; l < lanes; ++l) {
-    if (bad != nullptr && bad[l] != 0) {
-      out[l] = 0;
-      continue;
-    }
-    const E value = data[offsets[l]];
-    if constexpr (__is_same(E, int64_t) && __is_same(D, int32_t)) fine &= value == static_cast<int32_t>(value);
-    out[l] = static_cast<D>(value);
+  for (int64_t l = 0; l < kLaneUnit; ++l) {
+    if constexpr (__is_same(E, int64_t) && __is_same(D, int32_t)) fine &= values[l] == static_cast<int32_t>(values[l]);
+    out[l] = static_cast<D>(values[l]);
   }
   return fine;
 }
 
 template <class D>
-bool gather_any(const Reading& reading, const int64_t* offsets, const int32_t* bad, D* out, int64_t lanes) {
+bool gather_any(const Reading& reading, const Places& places, const int32_t* bad, D* out) {
   switch (reading.element) {
     case 0:
-      return gather<uint8_t, D>(reading, offsets, bad, out, lanes);
+      return gather<uint8_t, D>(reading, places, bad, out);
     case 1:
-      return gather<int32_t, D>(reading, offsets, bad, out, lanes);
+      return gather<int32_t, D>(reading, places, bad, out);
     case 2:
-      return gather<int64_t, D>(reading, offsets, bad, out, lanes);
+      return gather<int64_t, D>(reading, places, bad, out);
     case 3:
-      return gather<float, D>(reading, offsets, bad, out, lanes);
+      return gather<float, D>(reading, places, bad, out);
     default:
-      return gather<double, D>(reading, offsets, bad, out, lanes);
+      return gather<double, D>(reading, places, bad, out);
   }
 }
 
-/// Rows wider than one row of lanes (registers of steps) are read in parts.
+/// kLaneUnit lanes of one row.
 template <class D>
-void read_row(const Instruction& i, Frame& f, const int32_t* const* index, D* out, int32_t* bad, int64_t lanes) {
+void read_unit(const Instruction& i, Frame& f, const int32_t* const* index, D* out, int32_t* bad) {
   Reading& reading = f.readings[i.reading];
-  int64_t offsets[kLanes];
-  for (int64_t l = 0; l < lanes; ++l) offsets[l] = 0;
-  if (bad != nullptr) {
-    for (int64_t l = 0; l < lanes; ++l) bad[l] = 0;
-  }
-  int32_t outside = 0;
-  for (int k = 0; k < reading.rank; ++k) {
-    const int64_t stride = reading.strides[k];
-    for (int64_t l = 0; l < lanes; ++l) offsets[l] += index[k][l] * stride;
-    if (bad == nullptr) continue;
-    for (int64_t l = 0; l < lanes; ++l) {
-      bad[l] |= (index[k][l] < 0) | (index[k][l] >= reading.sizes[k]);
-      outside |= bad[l];
+  Places places;
+  places.even = bad == nullptr && rise_evenly(reading, index, places);
+  if (!places.even) {
+    for (int64_t l = 0; l < kLaneUnit && bad != nullptr; ++l) bad[l] = 0;
+    int32_t outside = 0;
+    for (int k = 0; k < reading.rank; ++k) {
+      const int64_t stride = reading.strides[k], size = reading.sizes[k];
+      for (int64_t l = 0; l < kLaneUnit; ++l) places.offsets[l] += index[k][l] * stride;
+      for (int64_t l = 0; l < kLaneUnit && bad != nullptr; ++l) {
+        bad[l] |= (index[k][l] < 0) | (index[k][l] >= size);
+        outside |= bad[l];
+      }
     }
+    f.marked |= outside != 0;
   }
-  f.marked |= outside != 0;
-  reading.fits &= gather_any(reading, offsets, bad, out, lanes);
+  reading.fits &= gather_any(reading, places, bad, out);
 }
 
 template <class D>
@@ -158,13 +186,13 @@ void read(const Instruction& i, Frame& f) {
   const int rank = f.readings[i.reading].rank;
   for (int k = 0; k < rank; ++k) bind(arguments[k], f, i.index[k], e);
   int32_t* bad = f.readings[i.reading].checked ? static_cast<int32_t*>(f.registers[i.bad].data) : nullptr;
-  const int32_t* index[kRank];
+  const int32_t *rows[kRank], *index[kRank];
   for (int64_t s = 0; s < e.steps; ++s) {
-    for (int64_t part = 0; part < e.lanes; part += kLanes) {
-      for (int k = 0; k < rank; ++k) index[k] = e.pairs ? arguments[k].at(s, e.lanes) : arguments[k].data + part;
-      const int64_t at = s * kLanes + part;
-      read_row(i, f, index, result_of<D>(i, f) + at, bad == nullptr ? nullptr : bad + at,
-               e.lanes - part < kLanes ? e.lanes - part : kLanes);
+    for (int k = 0; k < rank; ++k) rows[k] = arguments[k].at(s);
+    for (int64_t first = 0; first < e.lanes; first += kLaneUnit) {
+      for (int k = 0; k < rank; ++k) index[k] = rows[k] + first * arguments[k].advance;
+      const int64_t at = s * kLanes + first;
+      read_unit(i, f, index, result_of<D>(i, f) + at, bad == nullptr ? nullptr : bad + at);
     }
   }
 }

@@ -4,6 +4,7 @@
 #include "regard/kernels/cpu/program.h"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 
 #include "regard/algebra/derivative.h"
@@ -173,6 +174,7 @@ class Compiler {
   }
 
   void bind_roots() {
+    multiply_by_reciprocals();
     add_marks();
     program_.keep = view(keep_);
     program_.counted = view(counted_);
@@ -189,6 +191,21 @@ class Compiler {
         }
       }
       program_.derivatives.push_back(std::move(derivative));
+    }
+  }
+
+  /// x / c with a constant c becomes x (1 / c): a division takes as long as sixteen multiplications.
+  void multiply_by_reciprocals() {
+    for (auto* code : {&program_.lane_code, &program_.step_code, &program_.pair_code}) {
+      for (Instruction& instruction : *code) {
+        if (instruction.code != Code::div) continue;
+        const Node& divisor = graph_.entries[static_cast<size_t>(instruction.arg[1])].expr.node();
+        if (divisor.op != Op::constant || divisor.number == 0 || !std::isfinite(1 / divisor.number)) continue;
+        const int reg = new_register(Shape::scalar, Type::real);
+        program_.leaves.push_back({Op::constant, 1 / divisor.number, reg});
+        instruction.code = Code::mul;
+        instruction.arg[1] = reg;
+      }
     }
   }
 
