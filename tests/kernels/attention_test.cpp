@@ -51,6 +51,28 @@ Mechanism mechanism(const std::string& name) {
   throw std::out_of_range(name);
 }
 
+TEST(Attention, ScoresOfSomeFeaturesLeaveTheOthersWithoutGradient) {
+  const Mechanism some{"some features", [](Problem& p, std::mt19937&) { p.spec.score = scale() * dot(2, 6); }};
+  for (const int64_t queries : {1, 40}) {  // few queries a key head, and tiles
+    const Problem p = problem_of(some, {2, 2, 1, queries, 100, 8, 4}, 11);
+    expect_alike(run_kernel<double>(p), naive(p), kDouble, describe(p));
+  }
+}
+
+TEST(Attention, ShortPackedSequencesOfGroupedHeads) {
+  const Mechanism packed{"packed", [](Problem& p, std::mt19937&) {
+                           for (const auto& [name, length] : {std::pair{"of_query", p.M}, std::pair{"of_key", p.N}}) {
+                             Tensor ids = filled({1, length});
+                             for (int64_t t = 0; t < length; ++t) ids.at({0, t}) = static_cast<double>(3 * t / length);
+                             p.captures[name] = {Type::integer, ids};
+                           }
+                           p.spec.keep = capture("of_query", Type::integer, {batch(), row()}) ==
+                                         capture("of_key", Type::integer, {batch(), column()});
+                         }};
+  const Problem p = problem_of(packed, {1, 4, 2, 20, 90, 8, 8}, 12);
+  expect_alike(run_kernel<double>(p), naive(p), kDouble, describe(p));
+}
+
 TEST(Attention, EmptySizes) {
   const Shape4 empties[] = {{0, 2, 1, 3, 4, 2, 2}, {2, 0, 0, 3, 4, 2, 2}, {2, 2, 1, 0, 4, 2, 2},
                             {2, 2, 1, 3, 0, 2, 2}, {2, 2, 1, 3, 4, 0, 2}, {2, 2, 1, 3, 4, 2, 0}};

@@ -35,10 +35,14 @@ void zero_keys(const Attention<T, S>& call, const AttentionGradient<T, S>& g) {
   zero(g.v, call.B * call.Hk * call.N * call.Dv);
 }
 
-/// Whether every key is visited and written once, so that nothing needs to be zeroed.
-bool writes_all_keys(const AttentionSpec& spec) {
+/// Whether every feature of every key is written once, so that nothing needs to be zeroed.
+bool writes_all_keys(const AttentionSpec& spec, int64_t width) {
   const PairExpressions pairs = expressions_of(spec);
-  return !pairs.masked() && !pairs.weight.defined() && dots_of({pairs.score}).size() == 1;
+  if (pairs.masked() || pairs.weight.defined()) return false;
+  const std::vector<Expr> dots = dots_of({pairs.score});
+  if (dots.size() != 1) return false;
+  const Node& dot = dots.front().node();
+  return dot.begin == 0 && (dot.end < 0 || dot.end == width);
 }
 
 }  // namespace
@@ -77,7 +81,7 @@ void attention_backward(const Attention<T, S>& call, const AttentionGradient<T, 
   if (call.pages.size > 0) fail("attention", "keys and values in order for a backward pass", "pages");
   if (few_queries_take(call, gradient)) {
     zero(gradient.q, call.B * call.H * call.M * call.Dh);
-    if (!writes_all_keys(*call.spec)) zero_keys(call, gradient);
+    if (!writes_all_keys(*call.spec, call.Dh)) zero_keys(call, gradient);
     return few_queries_backward(call, gradient);
   }
   if constexpr (std::is_same_v<S, bfloat16>) {

@@ -18,7 +18,7 @@ template <class T>
 std::optional<Attention<T>> folded(const Plan<T>& plan) {
   const Attention<T>& call = plan.call;
   const int64_t group = call.Hk > 0 ? call.H / call.Hk : 1;
-  if (!plan.plain || plan.pairs.masked() || plan.blocks || call.sinks != nullptr) return std::nullopt;
+  if (!plan.plain || plan.pairs.masked() || plan.blocks || plan.sequences || call.sinks != nullptr) return std::nullopt;
   if (group == 1 || call.M >= kLanes) return std::nullopt;
   const auto q = fold(call.q, group, call.M);
   if (!q) return std::nullopt;

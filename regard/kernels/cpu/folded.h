@@ -7,7 +7,7 @@
 /// Short queries of grouped heads as one longer query.
 namespace regard::kernels {
 
-/// Where every pair is kept and scores are plain, the heads of a group differ in their queries alone: (B, H, M) rows
+/// Where every pair is kept (of any block or sequence) and scores are plain, the heads of a group differ in their queries alone: (B, H, M) rows
 /// are (B, Hk, H / Hk * M) rows, and vector lanes that M < kLanes would leave empty are filled. None where rows do not
 /// lie at one stride, or where there is nothing to gain.
 template <class T>
