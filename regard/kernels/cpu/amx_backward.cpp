@@ -24,17 +24,17 @@ std::vector<int64_t> part_starts(const AmxReach& reach, int64_t M, int64_t block
 }
 
 /// One owner a key head: dQ of a head is its own.
-void run_whole(const BackwardPlan& plan) {
+void run_whole(const AmxBackwardPlan& plan) {
   const AmxCall& call = plan.call;
   parallel_for(call.B * call.Hk, [&](int64_t task) {
     amx_kernels()->begin();
-    BackwardTask owner(plan);
+    AmxBackwardTask owner(plan);
     owner.run(task / call.Hk, task % call.Hk, 0, nullptr);
     amx_kernels()->end();
   });
 }
 
-void run_parts(const BackwardPlan& plan) {
+void run_parts(const AmxBackwardPlan& plan) {
   const AmxCall& call = plan.call;
   const int64_t heads = call.B * call.H, floats = plan.dq_floats(), parts = plan.parts();
   Arena memory;  // of dQ: uninitialized, first written by its owner
@@ -46,19 +46,19 @@ void run_parts(const BackwardPlan& plan) {
       of_heads.push_back(dq == nullptr ? nullptr : dq + (part * heads + sequence * plan.group + g) * floats);
     }
     amx_kernels()->begin();
-    BackwardTask owner(plan);
+    AmxBackwardTask owner(plan);
     owner.run(sequence / call.Hk, sequence % call.Hk, part, of_heads.data());
     amx_kernels()->end();
   });
   if (dq == nullptr) return;
   parallel_for(heads, [&](int64_t head) {
-    BackwardTask::write_dq(plan, head / call.H, head % call.H, dq + head * floats, parts, heads * floats);
+    AmxBackwardTask::write_dq(plan, head / call.H, head % call.H, dq + head * floats, parts, heads * floats);
   });
 }
 
 }  // namespace
 
-BackwardPlan::BackwardPlan(const AmxCall& c, const AmxGradient& g) : call(c), gradient(g), reach(c) {
+AmxBackwardPlan::AmxBackwardPlan(const AmxCall& c, const AmxGradient& g) : call(c), gradient(g), reach(c) {
   group = call.H / call.Hk;
   const int64_t most = std::max(call.Dh, call.Dv) <= 64 ? kBackwardKeys : kBackwardWideKeys;
   const int64_t blocks = std::max<int64_t>(1, ceil_div(reach.keys, most));
@@ -70,7 +70,7 @@ BackwardPlan::BackwardPlan(const AmxCall& c, const AmxGradient& g) : call(c), gr
 void amx_backward(const AmxCall& call, const AmxGradient& gradient) {
   count_route(Route::amx);
   if (call.B * call.H * call.M * call.N == 0) return;
-  const BackwardPlan plan(call, gradient);
+  const AmxBackwardPlan plan(call, gradient);
   if (plan.queries() == 0) return;
   plan.parts() == 1 ? run_whole(plan) : run_parts(plan);
 }

@@ -6,7 +6,7 @@
 
 namespace regard::kernels {
 
-void BackwardTask::prepare(int64_t head) {
+void AmxBackwardTask::prepare(int64_t head) {
   const int64_t first = plan_.reach.first_query, queries = plan_.queries(), padded = round_up(queries, kPanelPair);
   const AmxGradient& g = plan_.gradient;
   pack_queries(call_.q, head, call_.Dh, call_.scale < 0, head_.q_across, head_.q_pairs);
@@ -26,7 +26,7 @@ void BackwardTask::prepare(int64_t head) {
   for (int64_t i = 0; i < padded; ++i) {
     const float lse = i < queries ? g.lse[row + i] : 0;
     const bool empty = i >= queries || lse == -std::numeric_limits<float>::infinity();
-    head_.lse[i] = empty ? std::numeric_limits<float>::infinity() : static_cast<float>(lse * kLog2e);
+    head_.lse[i] = empty ? std::numeric_limits<float>::infinity() : static_cast<float>(lse * std::numbers::log2e);
     if (empty) head_.delta[i] = 0;
     if (!empty && g.grad_lse != nullptr) head_.delta[i] -= g.grad_lse[row + i];
   }
@@ -40,8 +40,8 @@ void BackwardTask::prepare(int64_t head) {
   }
 }
 
-void BackwardTask::pack_queries(const Array4<const bfloat16>& x, int64_t head, int64_t width, bool negate, char* across,
-                                char* pairs) {
+void AmxBackwardTask::pack_queries(const Array4<const bfloat16>& x, int64_t head, int64_t width, bool negate,
+                                   char* across, char* pairs) {
   const int64_t queries = plan_.queries(), line = ceil_div(width, kTileDepth) * kTileBytes;
   TilePack pack = pack_of(x, bits_at(x, batch_, head, plan_.reach.first_query), queries, width);
   pack.packing = Packing::across;

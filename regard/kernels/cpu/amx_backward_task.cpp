@@ -25,7 +25,7 @@ constexpr int64_t kTileFloats = kTile * kTile;
 
 }  // namespace
 
-BackwardTask::BackwardTask(const BackwardPlan& plan)
+AmxBackwardTask::AmxBackwardTask(const AmxBackwardPlan& plan)
     : plan_(plan),
       call_(plan.call),
       kernels_(*amx_kernels()),
@@ -59,7 +59,7 @@ BackwardTask::BackwardTask(const BackwardPlan& plan)
   if (plan.parts() == 1 && plan.gradient.q != nullptr) own_dq_ = arena.take<float>(plan.dq_floats());
 }
 
-void BackwardTask::run(int64_t batch, int64_t key_head, int64_t part, float* const* dq) {
+void AmxBackwardTask::run(int64_t batch, int64_t key_head, int64_t part, float* const* dq) {
   batch_ = batch;
   key_head_ = key_head;
   part_start_ = plan_.starts[part];
@@ -80,7 +80,7 @@ void BackwardTask::run(int64_t batch, int64_t key_head, int64_t part, float* con
   write_keys(part);
 }
 
-void BackwardTask::enter_block(int64_t key, int64_t count) {
+void AmxBackwardTask::enter_block(int64_t key, int64_t count) {
   key_ = key;
   count_ = count;
   k_ = RowTiles::of(call_.k, batch_, key_head_, key, count, call_.N, call_.Dh, k_room_);
@@ -99,7 +99,7 @@ void BackwardTask::enter_block(int64_t key, int64_t count) {
 }
 
 /// Queries [first, first + count), counted from the first that sees a key, against the block.
-void BackwardTask::step(int64_t first, int64_t count, float* dq) {
+void AmxBackwardTask::step(int64_t first, int64_t count, float* dq) {
   const int64_t query = plan_.reach.first_query + first;
   const int64_t seen = std::min(count_, plan_.reach.seen(query + count - 1) - key_);
   if (seen <= 0) return;
@@ -112,7 +112,7 @@ void BackwardTask::step(int64_t first, int64_t count, float* dq) {
 }
 
 /// P and dS of the step in bf16, for keys up to the tile that holds the last seen one.
-void BackwardTask::score(int64_t first, int64_t count, int64_t seen) {
+void AmxBackwardTask::score(int64_t first, int64_t count, int64_t seen) {
   const int64_t keys = round_up(seen, kTileDepth), pairs_panel = plan_.block / kTileDepth * kTileBytes;
   for (int64_t tile = 0; tile * kPanelPair < count; ++tile) {
     const int64_t at = first + tile * kPanelPair, here = std::min(kPanelPair, count - tile * kPanelPair);
@@ -135,7 +135,7 @@ void BackwardTask::score(int64_t first, int64_t count, int64_t seen) {
   }
 }
 
-void BackwardTask::score_chunk(int64_t panel, int64_t tile, int64_t chunk, int64_t keys, const int32_t* limit) {
+void AmxBackwardTask::score_chunk(int64_t panel, int64_t tile, int64_t chunk, int64_t keys, const int32_t* limit) {
   TileProduct p;
   p.a = static_cast<const char*>(k_.data) + chunk / kTile * k_.tile;
   p.a_row = k_.row;
@@ -166,7 +166,7 @@ void BackwardTask::score_chunk(int64_t panel, int64_t tile, int64_t chunk, int64
   c.keys = keys;
   for (int64_t l = 0; l < kPanelPair; ++l) c.limit[l] = static_cast<int32_t>(limit[l] - chunk);
   c.open = std::clamp<int64_t>(c.limit[0], 0, keys) / 2 * 2;
-  c.scale = static_cast<float>(std::abs(call_.scale) * kLog2e);
+  c.scale = static_cast<float>(std::abs(call_.scale) * std::numbers::log2e);
   c.factor = static_cast<float>(call_.scale);
   c.lse = head_.lse + panel * kTile;
   c.delta = head_.delta + panel * kTile;
@@ -178,7 +178,7 @@ void BackwardTask::score_chunk(int64_t panel, int64_t tile, int64_t chunk, int64
   kernels_.chain(c);
 }
 
-void BackwardTask::add_products(int64_t first, int64_t count, int64_t seen, float* dq) {
+void AmxBackwardTask::add_products(int64_t first, int64_t count, int64_t seen, float* dq) {
   const int64_t tile = (key_ - part_start_) / kTile, step = first / kTileDepth;
   TileProduct p;
   p.add = true;
@@ -222,13 +222,13 @@ void BackwardTask::add_products(int64_t first, int64_t count, int64_t seen, floa
 }
 
 /// Whether products over all pairs would let NaN or infinity through a hidden pair.
-bool BackwardTask::needs_care(int64_t first, int64_t seen) const {
+bool AmxBackwardTask::needs_care(int64_t first, int64_t seen) const {
   if (!plan_.reach.causal) return false;
   const bool all_seen = seen == count_ && plan_.reach.seen(plan_.reach.first_query + first) - key_ >= count_;
   return !all_seen && !(keys_finite_ && head_.finite[static_cast<size_t>(first / kBackwardQueries)]);
 }
 
-void BackwardTask::step_carefully(int64_t first, int64_t count, float* dq) {
+void AmxBackwardTask::step_carefully(int64_t first, int64_t count, float* dq) {
   CarefulGradient c;
   c.call = &call_;
   c.gradient = &plan_.gradient;

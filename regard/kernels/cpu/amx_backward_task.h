@@ -21,8 +21,8 @@ constexpr int64_t kEnoughOwners = 32;
 constexpr int64_t kLeastPart = 1024;
 
 /// How the keys of a call are cut: by lengths and heads alone, so that sums have one order.
-struct BackwardPlan {
-  BackwardPlan(const AmxCall& call, const AmxGradient& gradient);
+struct AmxBackwardPlan {
+  AmxBackwardPlan(const AmxCall& call, const AmxGradient& gradient);
 
   int64_t parts() const { return static_cast<int64_t>(starts.size()) - 1; }
   int64_t queries() const { return call.M - reach.first_query; }
@@ -45,14 +45,14 @@ struct HeadOperands {
   std::vector<char> finite;                       ///< of each step of queries, when causal
 };
 
-class BackwardTask {
+class AmxBackwardTask {
  public:
-  explicit BackwardTask(const BackwardPlan& plan);
+  explicit AmxBackwardTask(const AmxBackwardPlan& plan);
   /// `dq`: for the head of the group, [panel][Dh][16 queries]; see dq_floats.
   void run(int64_t batch, int64_t key_head, int64_t part, float* const* dq);
   float* own_dq() { return own_dq_; }
   /// Adds the parts of dQ of one head, in order, to the gradient.
-  static void write_dq(const BackwardPlan& plan, int64_t batch, int64_t head, const float* dq, int64_t parts,
+  static void write_dq(const AmxBackwardPlan& plan, int64_t batch, int64_t head, const float* dq, int64_t parts,
                        int64_t part_floats);
 
  private:
@@ -68,7 +68,7 @@ class BackwardTask {
   void step_carefully(int64_t first, int64_t count, float* dq);
   void write_keys(int64_t part);
 
-  const BackwardPlan& plan_;
+  const AmxBackwardPlan& plan_;
   const AmxCall& call_;
   const AmxKernels& kernels_;
   const int64_t q_depth_, v_depth_, q_tiles_, v_tiles_;  ///< tiles of 32 and of 16 in Dh and Dv

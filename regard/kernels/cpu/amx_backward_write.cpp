@@ -3,7 +3,7 @@
 
 namespace regard::kernels {
 
-void BackwardTask::write_keys(int64_t part) {
+void AmxBackwardTask::write_keys(int64_t part) {
   const auto add = [&](float* gradient, const float* sums, int64_t width) {
     if (gradient == nullptr) return;
     const int64_t tiles = ceil_div(width, kTile);
@@ -22,8 +22,8 @@ void BackwardTask::write_keys(int64_t part) {
   add(plan_.gradient.v, dv_, call_.Dv);
 }
 
-void BackwardTask::write_dq(const BackwardPlan& plan, int64_t batch, int64_t head, const float* dq, int64_t parts,
-                            int64_t part_floats) {
+void AmxBackwardTask::write_dq(const AmxBackwardPlan& plan, int64_t batch, int64_t head, const float* dq, int64_t parts,
+                               int64_t part_floats) {
   const AmxCall& call = plan.call;
   float ones[kTile];
   std::fill_n(ones, kTile, 1.0f);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <numbers>
 
 #include "regard/kernels/attention.h"
 #include "regard/kernels/cpu/amx_tile.h"
@@ -10,8 +11,6 @@ namespace regard::kernels {
 
 using AmxCall = Attention<float, bfloat16>;
 using AmxGradient = AttentionGradient<float, bfloat16>;
-
-constexpr double kLog2e = 1.4426950408889634;
 
 /// Queries are worked on by two panels of 16, so that the products have 2 x 2 accumulators.
 constexpr int64_t kPanelPair = 2 * kTile;

@@ -46,7 +46,7 @@ void careful_output(const CarefulOutput& c) {
 void careful_gradient(const CarefulGradient& c) {
   const AmxCall& call = *c.call;
   const auto& grad_o = c.gradient->grad_o;
-  const auto scale = static_cast<float>(call.scale), base2 = static_cast<float>(call.scale * kLog2e);
+  const auto scale = static_cast<float>(call.scale), base2 = static_cast<float>(call.scale * std::numbers::log2e);
   const int64_t dq_panel = ceil_div(call.Dh, kTile) * kTile * kTile;
   for (int64_t i = 0; i < c.queries; ++i) {
     const uint16_t* q = bits_at(call.q, c.batch, c.head, c.query + i);

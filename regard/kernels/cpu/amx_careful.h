@@ -19,7 +19,7 @@ struct CarefulOutput {
 };
 void careful_output(const CarefulOutput& c);
 
-/// The chain rule and its products for some queries and a block of keys, into the sums of a BackwardTask.
+/// The chain rule and its products for some queries and a block of keys, into the sums of a AmxBackwardTask.
 struct CarefulGradient {
   const AmxCall* call = nullptr;
   const AmxGradient* gradient = nullptr;

@@ -34,7 +34,7 @@ void write_empty_rows(const AmxCall& call, int64_t count) {
 
 }  // namespace
 
-ForwardPlan::ForwardPlan(const AmxCall& c) : call(c), reach(c) {
+AmxForwardPlan::AmxForwardPlan(const AmxCall& c) : call(c), reach(c) {
   group = call.H / call.Hk;
   heads = std::min(group, kTaskHeads);
   head_sets = ceil_div(group, heads);
@@ -46,7 +46,7 @@ ForwardPlan::ForwardPlan(const AmxCall& c) : call(c), reach(c) {
 void amx_forward(const AmxCall& call) {
   count_route(Route::amx);
   if (call.B * call.H * call.M == 0) return;
-  const ForwardPlan plan(call);
+  const AmxForwardPlan plan(call);
   write_empty_rows(call, plan.reach.first_query);
   const int64_t sequences = call.B * call.Hk * plan.head_sets, tasks = plan.tasks();
   parallel_for(tasks, [&](int64_t task) {
@@ -54,7 +54,7 @@ void amx_forward(const AmxCall& call) {
     const int64_t span = plan.spans() - 1 - task / sequences, sequence = task % sequences;
     const int64_t key_head = sequence / plan.head_sets;
     amx_kernels()->begin();
-    ForwardTask(plan).run(key_head / call.Hk, key_head % call.Hk, sequence % plan.head_sets, span);
+    AmxForwardTask(plan).run(key_head / call.Hk, key_head % call.Hk, sequence % plan.head_sets, span);
     amx_kernels()->end();
   });
 }

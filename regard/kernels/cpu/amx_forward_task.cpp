@@ -16,7 +16,7 @@ int64_t block_keys(int64_t keys) {
 
 }  // namespace
 
-ForwardTask::ForwardTask(const ForwardPlan& plan)
+AmxForwardTask::AmxForwardTask(const AmxForwardPlan& plan)
     : plan_(plan),
       call_(plan.call),
       kernels_(*amx_kernels()),
@@ -36,7 +36,7 @@ ForwardTask::ForwardTask(const ForwardPlan& plan)
   v_ = arena.take<char>(v_tiles_ * block_ / kTileDepth * kTileBytes);
 }
 
-void ForwardTask::run(int64_t batch, int64_t key_head, int64_t head_set, int64_t span) {
+void AmxForwardTask::run(int64_t batch, int64_t key_head, int64_t head_set, int64_t span) {
   batch_ = batch;
   key_head_ = key_head;
   place_tiles(head_set, plan_.reach.first_query + span * plan_.span);
@@ -49,7 +49,7 @@ void ForwardTask::run(int64_t batch, int64_t key_head, int64_t head_set, int64_t
   for (size_t t = 0; t < used_; ++t) finish(tiles_[t]);
 }
 
-void ForwardTask::place_tiles(int64_t head_set, int64_t first) {
+void AmxForwardTask::place_tiles(int64_t head_set, int64_t first) {
   const int64_t end = std::min(first + plan_.span, call_.M);
   const int64_t head_end = std::min((head_set + 1) * plan_.heads, plan_.group);
   last_query_ = end - 1;
@@ -66,7 +66,7 @@ void ForwardTask::place_tiles(int64_t head_set, int64_t first) {
 }
 
 /// Packs Q^T; a negative scale goes into its sign, so that the largest dot has the largest score.
-void ForwardTask::start(QueryTile& tile) {
+void AmxForwardTask::start(QueryTile& tile) {
   TilePack pack;
   pack.packing = Packing::across;
   pack.data = bits_at(call_.q, batch_, tile.head, tile.first);
@@ -85,7 +85,7 @@ void ForwardTask::start(QueryTile& tile) {
   }
 }
 
-void ForwardTask::enter_block(int64_t key, int64_t count) {
+void AmxForwardTask::enter_block(int64_t key, int64_t count) {
   key_ = key;
   keys_ = RowTiles::of(call_.k, batch_, key_head_, key, count, call_.N, call_.Dh, keys_room_);
   TilePack pack;
@@ -104,7 +104,7 @@ void ForwardTask::enter_block(int64_t key, int64_t count) {
 
 /// Softmax of one tile runs while the tile unit multiplies for its neighbors: the weights of the tile before with V,
 /// and the scores of the tile after.
-void ForwardTask::absorb_block() {
+void AmxForwardTask::absorb_block() {
   active_.clear();
   for (size_t t = 0; t < used_; ++t) {
     if (plan_.reach.seen(tiles_[t].first + tiles_[t].count - 1) > key_) active_.push_back(&tiles_[t]);
@@ -122,14 +122,14 @@ void ForwardTask::absorb_block() {
 }
 
 /// What of the block the tile sees.
-void ForwardTask::place(QueryTile& tile, float* scores) {
+void AmxForwardTask::place(QueryTile& tile, float* scores) {
   tile.seen = std::min(block_, plan_.reach.seen(tile.first + tile.count - 1) - key_);
   tile.keys = round_up(tile.seen, kTileDepth);
   tile.scores = scores;
   plan_.reach.limits(tile.limit, kPanelPair, tile.first, tile.count, key_, tile.seen);
 }
 
-void ForwardTask::absorb(QueryTile& tile, const QueryTile* before, const QueryTile* after) {
+void AmxForwardTask::absorb(QueryTile& tile, const QueryTile* before, const QueryTile* after) {
   TileProduct beside[2];
   const TileProduct* given[2] = {nullptr, nullptr};
   if (before != nullptr && needs_care(*before)) {
@@ -148,7 +148,7 @@ void ForwardTask::absorb(QueryTile& tile, const QueryTile* before, const QueryTi
     absorb.keys = tile.keys;
     std::copy_n(tile.limit + p * kTile, kTile, absorb.limit);
     absorb.open = absorb.limit[0] / 2 * 2;  // limits grow with the lane
-    absorb.scale = static_cast<float>(std::abs(call_.scale) * kLog2e);
+    absorb.scale = static_cast<float>(std::abs(call_.scale) * std::numbers::log2e);
     absorb.state = tile.state + p;
     absorb.output = key_ > 0 ? tile.output + p * output_floats() : nullptr;
     absorb.width = v_tiles_ * kTile;
@@ -159,7 +159,7 @@ void ForwardTask::absorb(QueryTile& tile, const QueryTile* before, const QueryTi
 }
 
 /// S^T = K Q^T.
-TileProduct ForwardTask::score(const QueryTile& tile) const {
+TileProduct AmxForwardTask::score(const QueryTile& tile) const {
   TileProduct p;
   p.a = keys_.data;
   p.a_row = keys_.row;
@@ -178,7 +178,7 @@ TileProduct ForwardTask::score(const QueryTile& tile) const {
 }
 
 /// O^T += V^T P^T over the first `keys` keys.
-TileProduct ForwardTask::weigh(const QueryTile& tile, int64_t keys) const {
+TileProduct AmxForwardTask::weigh(const QueryTile& tile, int64_t keys) const {
   TileProduct p;
   p.a = v_;
   p.a_tile = block_ / kTileDepth * kTileBytes;
@@ -196,7 +196,7 @@ TileProduct ForwardTask::weigh(const QueryTile& tile, int64_t keys) const {
   return p;
 }
 
-void ForwardTask::weigh_carefully(const QueryTile& tile) {
+void AmxForwardTask::weigh_carefully(const QueryTile& tile) {
   const int64_t open = tile.limit[0] / kTileDepth * kTileDepth;
   kernels_.multiply(weigh(tile, open));
   for (int64_t p = 0; p < tile.panels; ++p) {
@@ -214,7 +214,7 @@ void ForwardTask::weigh_carefully(const QueryTile& tile) {
   }
 }
 
-void ForwardTask::finish(const QueryTile& tile) {
+void AmxForwardTask::finish(const QueryTile& tile) {
   for (int64_t p = 0; p < tile.panels; ++p) {
     const PanelState& state = tile.state[p];
     const int64_t first = tile.first + p * kTile, count = std::min(kTile, tile.first + tile.count - first);

@@ -23,8 +23,8 @@ constexpr int64_t kEnoughTasks = 32;
 constexpr int64_t kLeastSpan = 128;
 
 /// How the queries of a call are cut.
-struct ForwardPlan {
-  explicit ForwardPlan(const AmxCall& call);
+struct AmxForwardPlan {
+  explicit AmxForwardPlan(const AmxCall& call);
   int64_t spans() const { return ceil_div(queries, span); }
   int64_t tasks() const { return spans() * call.B * call.Hk * head_sets; }
 
@@ -45,9 +45,9 @@ struct QueryTile {
   int32_t limit[kPanelPair];   ///< query l sees the keys below limit[l]
 };
 
-class ForwardTask {
+class AmxForwardTask {
  public:
-  explicit ForwardTask(const ForwardPlan& plan);
+  explicit AmxForwardTask(const AmxForwardPlan& plan);
   void run(int64_t batch, int64_t key_head, int64_t head_set, int64_t span);
 
  private:
@@ -66,7 +66,7 @@ class ForwardTask {
   void weigh_carefully(const QueryTile& tile);
   void finish(const QueryTile& tile);
 
-  const ForwardPlan& plan_;
+  const AmxForwardPlan& plan_;
   const AmxCall& call_;
   const AmxKernels& kernels_;
   const int64_t q_depth_, v_tiles_, block_;
