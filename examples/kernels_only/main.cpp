@@ -4,7 +4,7 @@
 //
 //     s_ij = <q_i, k_j> / sqrt(D) - slope_h (i - j),   keys j <= i,
 //
-// runs the blocked kernel on random data and holds it against a plain triple loop. Exits with 1 when they differ.
+// runs the kernels on random data and holds it against a plain triple loop. Exits with 1 when they differ.
 #include <chrono>
 #include <cmath>
 #include <cstdio>

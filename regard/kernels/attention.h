@@ -6,7 +6,7 @@
 
 #include "regard/algebra/spec.h"
 
-/// Blocked attention on pointers and strides; nothing of torch.
+/// Attention without its M x N matrix, on pointers and strides; nothing of torch.
 namespace regard::kernels {
 
 /// A (B, H, L, D) array read through strides, in elements; a stride of 0 broadcasts.
@@ -84,7 +84,7 @@ struct AttentionGradient {
   T* sinks = nullptr;           ///< (H,S)
 };
 
-/// Why the blocked kernel cannot run this spec ("dropout"), or "" when it can.
+/// Why no kernel can run this spec ("dropout"), or "" when it can.
 std::string refusal(const AttentionSpec& resolved);
 
 /// Whether some kernel reads this storage in place. Where none does, the caller widens q, k, v, o and grad_o to T.

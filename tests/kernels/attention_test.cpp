@@ -1,4 +1,4 @@
-// The blocked kernel against the plain triple loop: values and gradients.
+// The kernels against the plain triple loop: values and gradients.
 #include <gtest/gtest.h>
 
 #include <cmath>

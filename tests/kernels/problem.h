@@ -7,7 +7,7 @@
 
 #include "regard/kernels/attention.h"
 
-/// One attention problem in float64, and a plain triple loop that solves it: what the blocked kernel is held against.
+/// One attention problem in float64, and a plain triple loop that solves it: what the kernels are held against.
 namespace regard::kernels::testing {
 
 struct Tensor {

@@ -1,16 +1,15 @@
 // Chooses the kernel of a call: few queries a key head, bfloat16 on AMX, or tiles.
 #include "regard/kernels/attention.h"
 
-#include <algorithm>
 #include <type_traits>
 
 #include "regard/algebra/derivative.h"
 #include "regard/base/error.h"
-#include "regard/base/parallel.h"
 #include "regard/kernels/cpu/amx.h"
 #include "regard/kernels/cpu/few_queries.h"
 #include "regard/kernels/cpu/program_cache.h"
 #include "regard/kernels/cpu/tile_attention.h"
+#include "regard/kernels/cpu/zero.h"
 
 namespace regard::kernels {
 namespace {
@@ -19,14 +18,6 @@ template <class T, class S>
 bool on_amx(const Attention<T, S>& call) {
   if constexpr (std::is_same_v<S, bfloat16>) return amx_refusal(call).empty();
   return false;
-}
-
-template <class T>
-void zero(T* data, int64_t count) {
-  constexpr int64_t kPart = 1 << 16;  // elements a task: tens of microseconds
-  if (data == nullptr) return;
-  parallel_for((count + kPart - 1) / kPart,
-               [=](int64_t part) { std::fill(data + part * kPart, data + std::min(count, (part + 1) * kPart), T(0)); });
 }
 
 template <class T, class S>

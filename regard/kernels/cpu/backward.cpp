@@ -23,6 +23,7 @@
 #include "regard/kernels/cpu/folded.h"
 #include "regard/kernels/cpu/routes.h"
 #include "regard/kernels/cpu/tile_attention.h"
+#include "regard/kernels/cpu/zero.h"
 
 namespace regard::kernels {
 namespace {
@@ -80,8 +81,8 @@ class Backward {
     int64_t size = 0;
   };
 
-  /// Bounds of parts of the key blocks that hold about as many tiles each. A mask that differs by batch entry, or a list
-  /// of blocks, is not looked at: cuts must not depend on batch-mates.
+  /// Bounds of parts of the key blocks that hold about as many tiles each. A mask that differs by batch entry, or a
+  /// list of blocks, is not looked at: cuts must not depend on batch-mates.
   std::vector<int64_t> parts_of(int64_t parts) const {
     const int64_t blocks = map_.cuts().keys.parts;
     const bool even = map_.by_batch() || plan_.blocks;
@@ -127,13 +128,6 @@ class Backward {
       users += dot.q.gradient == side.gradient || dot.k.gradient == side.gradient;
     to.exclusive = users <= 1 && side.width == side.columns && side.heads == heads && side.only_head < 0;
     return to;
-  }
-
-  void zero(T* data, int64_t count) const {
-    constexpr int64_t kPart = 1 << 16;  // elements a task: tens of microseconds
-    parallel_for((count + kPart - 1) / kPart, [&](int64_t part) {
-      std::fill(data + part * kPart, data + std::min(count, (part + 1) * kPart), T(0));
-    });
   }
 
   void place(int64_t parts) {
@@ -206,9 +200,9 @@ SideArray<T> grad_o_side(const Attention<T>& call, const AttentionGradient<T>& g
 /// Of a call without pairs.
 template <class T>
 void zero_gradients(const Attention<T>& call, const AttentionGradient<T>& g) {
-  if (g.q != nullptr) std::fill_n(g.q, call.B * call.H * call.M * call.Dh, T(0));
-  if (g.k != nullptr) std::fill_n(g.k, call.B * call.Hk * call.N * call.Dh, T(0));
-  if (g.v != nullptr) std::fill_n(g.v, call.B * call.Hk * call.N * call.Dv, T(0));
+  zero(g.q, call.B * call.H * call.M * call.Dh);
+  zero(g.k, call.B * call.Hk * call.N * call.Dh);
+  zero(g.v, call.B * call.Hk * call.N * call.Dv);
 }
 
 }  // namespace

@@ -251,19 +251,8 @@ class BackwardTask {
     c.dw = dw_;
     chain_(c);
     if (!keeps_masks) return;
-    copy_mask(keep_ + at, c.keep, steps);
-    if (live_ != keep_) copy_mask(live_ + at, live, steps);
-  }
-
-  /// No mask: all pairs.
-  void copy_mask(int32_t* to, View<int32_t> from, int64_t steps) const {
-    for (int64_t s = 0; s < steps; ++s) {
-      if (from) {
-        std::copy_n(from.data + s * from.step, tiles_.lanes, to + s * kLanes);
-      } else {
-        std::fill_n(to + s * kLanes, tiles_.lanes, 1);
-      }
-    }
+    tiles_.copy_mask(keep_ + at, c.keep, steps);
+    if (live_ != keep_) tiles_.copy_mask(live_ + at, live, steps);
   }
 
   void combine(const Derivative& derivative, T* out, int64_t steps) {

@@ -17,7 +17,7 @@ void check_length(const char* what, int64_t length, int64_t least) {
 /// Indices of pairs are 32-bit integers in the kernels.
 void check_indices(int64_t length, int64_t offset) {
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
-  if (length > most || offset < -most || offset + length > most) {
+  if (length > most || offset < -most || offset > most - length) {
     fail("attention", "lengths and positions below 2^31", std::to_string(offset) + " + " + std::to_string(length));
   }
 }
@@ -45,7 +45,7 @@ template <class T>
 void check_call(const Attention<T>& call) {
   if (call.spec == nullptr) fail("attention", "a spec", "none");
   const std::string reason = refusal(*call.spec);
-  if (!reason.empty()) fail("attention", "a spec that the blocked kernel runs", reason);
+  if (!reason.empty()) fail("attention", "a spec that the kernels run", reason);
   check_length("B", call.B, 0);
   check_length("H", call.H, 0);
   check_length("Hk", call.Hk, call.H > 0 ? 1 : 0);

@@ -9,9 +9,8 @@ namespace regard::kernels {
 namespace {
 
 /// Bytes fetched ahead of a row, and the least and most rows that makes. Measured with D 128: 4 to 32 rows of 512
-/// bytes are alike, none costs a third more; with D 768 and 4
-/// queries, 8 rows of 3 KiB are 5% ahead of 4. More than half of the first cache level
-/// would push itself out.
+/// bytes are alike, none costs a third more; with D 768 and 4 queries, 8 rows of 3 KiB are 5% ahead of 4. More than
+/// half of the first cache level would push itself out.
 constexpr int64_t kAheadBytes = 8192, kLeastAhead = 8, kMostAhead = 32;
 
 template <class T, class S>

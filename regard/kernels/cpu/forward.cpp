@@ -14,6 +14,7 @@
 // each part leaves its state, and states are merged in order. The cut looks at the sequence and its heads, not at the
 // batch or the threads.
 #include <memory>
+#include <numbers>
 
 #include "regard/base/parallel.h"
 #include "regard/kernels/cpu/folded.h"
@@ -27,7 +28,7 @@ namespace {
 constexpr int64_t kEnoughTasks = 16;      // of one batch entry: cores of a host on which one head still scales
 constexpr int64_t kLeastPartKeys = 1024;  // a part costs a merge of M rows: some percent of its work
 
-constexpr int64_t kAlone = 1 << 18;  // multiplications done before other threads would have woken: some microseconds
+constexpr double kAlone = 1 << 18;  // multiplications done before other threads would have woken: some microseconds
 
 Cut key_parts(const Cuts& cuts, int64_t heads, const Normalizer& normalizer) {
   // Parts of a z-score would each leave a second array, the sums of the values: twice the merge for a rare case.
@@ -59,7 +60,7 @@ void merge_row(const Attention<T>& call, const Partial<T>& partial, int64_t part
   if (!is_exponential(call.spec->normalizer)) {
     finished = finish_row(call.spec->normalizer, call.N, sum, T(0));
   } else if (sum != 0) {
-    finished = {1 / sum, maximum * static_cast<T>(0.693147180559945309417) + std::log(sum)};
+    finished = {1 / sum, maximum * std::numbers::ln2_v<T> + std::log(sum)};
   }
   for (int64_t d = 0; d < call.Dv; ++d) o[d * call.o.column] *= finished.factor;
   call.lse[row] = finished.lse;
@@ -96,7 +97,7 @@ void tile_forward(const Attention<T>& call) {
   const Cut parts = key_parts(map.cuts(), call.H, call.spec->normalizer);
   if (parts.parts > 1) return forward_in_parts(plan, bound, map, parts);
   const int64_t tiles = map.cuts().queries.parts;
-  // The last tiles first, heads inside: under a causal mask those are the long ones.
+  // Head by head, so that its keys stay in the cache; its last tiles first, under a causal mask the long ones.
   const auto run = [&](int64_t task) {
     ForwardTask<T> forward(plan, bound, map, fresh_arena());
     const int64_t tile = tiles - 1 - task % tiles;
@@ -104,7 +105,9 @@ void tile_forward(const Attention<T>& call) {
     forward.finish();
   };
   const int64_t tasks = call.B * call.H * tiles;
-  if (call.B * call.H * call.M * call.N * (call.Dh + call.Dv) > kAlone) return parallel_for(tasks, run);
+  const double multiplications =
+      static_cast<double>(call.B * call.H * call.M) * static_cast<double>(call.N * (call.Dh + call.Dv));
+  if (multiplications > kAlone) return parallel_for(tasks, run);
   for (int64_t task = 0; task < tasks; ++task) run(task);
 }
 

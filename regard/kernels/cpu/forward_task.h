@@ -46,6 +46,7 @@ class ForwardTask {
     finite_.reset(map.cuts().keys.parts);
   }
 
+  /// Absorbs the key blocks [first, end); the part that holds block 0 absorbs the sinks too.
   void run(int64_t batch, int64_t head, int64_t query_tile, int64_t first, int64_t end) {
     tiles_.begin(batch, head, query_tile);
     for (size_t d = 0; d < packed_.size(); ++d) {
@@ -80,6 +81,7 @@ class ForwardTask {
                o.column, inverse);
   }
 
+  /// The state itself, for the backward; see RowStatistics.
   void leave_statistics(RowStatistics<T>& rows, const Array4<const T>& grad_o) const {
     const auto first = static_cast<size_t>(row());
     std::copy_n(state_->sum, tiles_.count, rows.sum.data() + first);
@@ -130,7 +132,8 @@ class ForwardTask {
     // A hidden pair's weight is 0, but 0 times NaN is not.
     const bool clean = !masked || finite_.at(tiles_.block, v.at(tiles_.batch, tiles_.head, tiles_.block_begin),
                                              block_keys(), v.width, v.array.row, v.array.column);
-    T* const maximum = tiles_.plain() && normalizer_.kind == Normalizer::Kind::softmax ? state_->block_maximum : nullptr;
+    T* const maximum =
+        tiles_.plain() && normalizer_.kind == Normalizer::Kind::softmax ? state_->block_maximum : nullptr;
     for (size_t d = 0; d < packed_.size() && !counts_alone(); ++d) tiles_.multiply(d, packed_[d], maximum);
     // Hidden scores are -inf: without weights and with counted = keep their exponentials are 0 already.
     const bool absorbs_keep = masked && (weight_ != nullptr || counted_ != nullptr || needs_masks(normalizer_));
@@ -180,36 +183,25 @@ class ForwardTask {
     View<int32_t> live;
     if (plan_.plain && tiles_.banded()) {
       if (tiles_.hides(first)) live = tiles_.band(first, steps);
-      if (needs_keep) copy_mask(keep_ + at, live, steps);
+      if (needs_keep) tiles_.copy_mask(keep_ + at, live, steps);
     } else if (!plan_.plain || tiles_.hides(first)) {
       tiles_.run(first, steps);
       const TileEvaluator<T>& program = tiles_.program();
       const Program& code = program.program();
       if (weight_ != nullptr) copy_rows(weight_ + at, program.reals(code.weight), steps);
-      if (needs_keep) copy_mask(keep_ + at, program.integers(code.keep), steps);
-      if (needs_keep && counted_ != nullptr) copy_mask(counted_ + at, program.integers(code.counted), steps);
+      if (needs_keep) tiles_.copy_mask(keep_ + at, program.integers(code.keep), steps);
+      if (needs_keep && counted_ != nullptr) tiles_.copy_mask(counted_ + at, program.integers(code.counted), steps);
       score = program.reals(code.score);
       live = program.integers(code.live);
     } else if (needs_keep) {
-      copy_mask(keep_ + at, {}, steps);
-      if (counted_ != nullptr) copy_mask(counted_ + at, {}, steps);
+      tiles_.copy_mask(keep_ + at, {}, steps);
+      if (counted_ != nullptr) tiles_.copy_mask(counted_ + at, {}, steps);
     }
     primitives<T>().mask_scores(tile_ + at, score, live, steps, tiles_.lanes, state_->block_maximum);
   }
 
   void copy_rows(T* to, View<T> from, int64_t steps) const {
     for (int64_t s = 0; s < steps; ++s) std::copy_n(from.data + s * from.step, tiles_.lanes, to + s * kLanes);
-  }
-
-  /// No mask: all pairs.
-  void copy_mask(int32_t* to, View<int32_t> from, int64_t steps) const {
-    for (int64_t s = 0; s < steps; ++s) {
-      if (from) {
-        std::copy_n(from.data + s * from.step, tiles_.lanes, to + s * kLanes);
-      } else {
-        std::fill_n(to + s * kLanes, tiles_.lanes, 1);
-      }
-    }
   }
 
   /// O^T = factor O^T + V^T P^T; without a maximum the factor is 1.

@@ -28,7 +28,7 @@ struct GradientRows {
   GradientSide<T> v;
 };
 
-/// Rows can be vector lanes in place: contiguous, whole vectors.
+/// Up to whole vectors. Contiguous rows of such a width are vector lanes in place.
 inline int64_t padded_width(int64_t width) { return (width + kLaneUnit - 1) / kLaneUnit * kLaneUnit; }
 
 /// The query side of one operand (or dO) over a segment of query tiles: packed (width x lanes) for products along the
@@ -41,8 +41,8 @@ class QuerySegment {
     const int64_t size = side.width * kLanes;
     packed_ = arena.take<T>(tiles * size);
     if (side.gradient != nullptr) sums_ = arena.take<T>(tiles * size);
-    in_place_ = side.array.column == 1 && side.width % kLaneUnit == 0;
-    if (as_rows && !in_place_) copy_ = arena.take<T>(tiles * kLanes * padded_width(side.width));
+    const bool in_place = side.array.column == 1 && side.width % kLaneUnit == 0;
+    if (as_rows && !in_place) copy_ = arena.take<T>(tiles * kLanes * padded_width(side.width));
     summed_.resize(static_cast<size_t>(tiles));
   }
 
@@ -90,7 +90,6 @@ class QuerySegment {
   }
 
   SideArray<T> side_;
-  bool in_place_ = false;
   T *packed_ = nullptr, *sums_ = nullptr, *copy_ = nullptr;
   const T* rows_ = nullptr;
   int64_t row_stride_ = 0, first_query_ = 0;

@@ -1,6 +1,7 @@
 #include "regard/kernels/cpu/machine.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <fstream>
@@ -86,12 +87,14 @@ void read_bandwidth(Machine& machine) {
       static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>(bytes))), std::free);
   if (data == nullptr) return;
   parallel_for(chunks, [&](int64_t c) { std::fill_n(data.get() + c * floats, floats, 1.0f); });
-  volatile float kept = 0;
+  std::atomic<float> kept = 0;  // of all threads; the sums must not be left out
   const auto time = [&](int64_t count, bool all) {
     double best = 0;
     for (int run = 0; run < 3; ++run) {
       const double start = now();
-      const auto read = [&](int64_t c) { kept = machine_loops().sum(data.get() + c * floats, floats); };
+      const auto read = [&](int64_t c) {
+        kept.store(machine_loops().sum(data.get() + c * floats, floats), std::memory_order_relaxed);
+      };
       if (all) {
         parallel_for(count, read);
       } else {

@@ -31,8 +31,7 @@ T z_score_rate(const Normalizer& normalizer, T variance, T n) {
   T deviation = 0;
   if (normalizer.epsilon_place == Place::inside) deviation = std::sqrt(variance + epsilon);
   if (normalizer.epsilon_place == Place::outside) deviation = std::sqrt(variance) + epsilon;
-  if (normalizer.epsilon_place == Place::inside_count)
-    deviation = std::sqrt((n * variance + epsilon) / (n + epsilon));
+  if (normalizer.epsilon_place == Place::inside_count) deviation = std::sqrt((n * variance + epsilon) / (n + epsilon));
   return deviation == 0 ? T(0) : 1 / deviation;
 }
 

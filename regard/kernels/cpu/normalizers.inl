@@ -1,13 +1,14 @@
 // The normalizers beside softmax, on the same loops: how a block of scores is absorbed into the state of its lanes, and
 // the chain rule from what the backward pass recomputes. Part of primitives.inl.
 //
-//     weight of a score s        divided by (state)        what the backward reads of a lane
-//     softmax, signed    sign(s) exp(|s|)   sum of exp(|s|)      lse, delta
-//     sum        max(s, 0)          sum, floor          rate = 1 / max(sum, floor), delta (times rate; 0 at the floor)
-//     sigmoid    sigmoid(s)         -
-//     relu       max(s, 0)          1, N, kept keys     rate = 1 / divisor
-//     identity   s                  1, N, kept keys     rate = 1 / divisor
-//     z_score    s - mean           deviation           lse = mean, rate, delta and slope (of (s - mean) in d score)
+//                       weight of a score s  divided by         what the backward reads of a lane
+//     signed softmax    sign(s) exp(|s|)     sum of exp(|s|)    lse, delta
+//     sum               max(s, 0)            max(sum, floor)    rate = 1 / divisor, delta (times rate; 0 at the floor)
+//     sigmoid           sigmoid(s)           1
+//     relu              max(s, 0)            1, N, kept keys    rate = 1 / divisor
+//     identity          s                    1, N, kept keys    rate = 1 / divisor
+//     z_score           s - mean             deviation          lse = mean, rate, delta and slope (of (s - mean) in
+//                                                               d score)
 //
 // Signs, rectifiers and floors are constants for derivatives, as everywhere.
 

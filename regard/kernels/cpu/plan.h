@@ -13,7 +13,7 @@
 namespace regard::kernels {
 
 /// One side (queries or keys) of an operand: (B, heads, L, columns), read in place through strides, and where its
-/// gradient goes (contiguous, added to), if anywhere.
+/// gradient goes (contiguous), if anywhere.
 template <class T>
 struct SideArray {
   Array4<const T> array;
@@ -53,10 +53,10 @@ struct Plan {
   /// The score is scale() * dot(), unweighted: queries are packed times scale log2(e), so that products are scores in
   /// base 2 and only masks need a program (`pairs.score` is then dot()).
   bool plain = false;
-  /// Whether the normalizer is of exponentials and keeps a maximum: softmax, signed softmax. Only their scores may be in
-  /// base 2.
+  /// Whether the normalizer is of exponentials and keeps a maximum: softmax, signed softmax. Only their scores may be
+  /// in base 2.
   bool exponential = true;
-  std::optional<Band> band;  ///< what keep is, where it is one and the counted pairs are the kept ones
+  std::optional<Band> band;     ///< what keep is, where it is one and the counted pairs are the kept ones
   bool band_of_places = false;  ///< it is one of places in the sequences, not in the rows
   std::vector<DotOperand<T>> dots;
   SideArray<T> v;

@@ -62,7 +62,8 @@ RowTerms<T> row_terms(const Attention<T>& call, const AttentionGradient<T>& g, c
       const T* o = g.o.data + b * g.o.batch + h * g.o.head + i * g.o.row;
       const bool empty = g.lse[at] == -infinity;
       // An output that is exactly 0 counts as 0 whatever its gradient: rows without keys may carry NaN there.
-      const T delta = empty || constant ? T(0) : primitives<T>().row_sum(grad_o, g.grad_o.column, o, g.o.column, call.Dv);
+      const T delta =
+          empty || constant ? T(0) : primitives<T>().row_sum(grad_o, g.grad_o.column, o, g.o.column, call.Dv);
       const T grad_lse = empty || !has_lse || g.grad_lse == nullptr ? T(0) : g.grad_lse[at];
       rows.lse[static_cast<size_t>(at)] = empty ? infinity : g.lse[at];
       rows.delta[static_cast<size_t>(at)] = delta - grad_lse;
@@ -89,7 +90,7 @@ void sink_gradients(const Attention<T>& call, const RowTerms<T>& rows, T* gradie
   });
 }
 
-#define REGARD_INSTANTIATE(T)                                                       \
+#define REGARD_INSTANTIATE(T)                                                                                \
   template RowTerms<T> row_terms(const Attention<T>&, const AttentionGradient<T>&, const RowStatistics<T>&); \
   template void sink_gradients(const Attention<T>&, const RowTerms<T>&, T*);
 REGARD_INSTANTIATE(float)

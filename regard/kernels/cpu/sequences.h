@@ -21,7 +21,6 @@ struct Sequences {
   static std::optional<Sequences> take(PairExpressions& pairs, const PairSpace& space,
                                        const std::vector<Capture>& captures);
 
-  int64_t count() const { return static_cast<int64_t>(query_starts.size()) - 1; }
   /// The sequence of a row of the queries.
   int64_t of_query(int64_t row) const;
   /// column - row of two tokens at the same place of their sequence.

@@ -3,10 +3,10 @@
 /// What the driver and the instruction-set sources share: plain data and a table of functions.
 ///
 /// A *tile* is a rectangle of pairs, `steps` x `lanes`. The lanes lie contiguously and fill vector registers; the
-/// steps are the rows of the tile. In the forward pass and in the backward pass of queries the lanes are queries and
-/// the steps are keys; in the backward pass of keys it is the other way round. So whatever belongs to one lane
-/// (maximum, sum, log-sum-exp) is a vector, no sum runs across a vector, and the array of the step side is read in
-/// place, element by element, through its strides.
+/// steps are the rows of the tile. Here the lanes are queries and the steps are keys, forward and backward. So whatever
+/// belongs to one query (maximum, sum, log-sum-exp) is a vector, no sum runs across a vector, and keys and values are
+/// read in place, element by element, through their strides. (Programs alone run the other way round as well: with few
+/// queries the keys are the lanes; see few_queries_kernels.h.)
 ///
 /// Only <cstdint> may be included here: sources compiled for one instruction set must not emit shared inline
 /// functions (std::vector, std::string), or the linker may pick that copy for every processor.
@@ -164,7 +164,7 @@ struct Transpose {
 /// How many normalizers there are; they are numbered as Normalizer::Kind is.
 constexpr int kNormalizers = 7;
 
-/// The state of the lanes of one tile, in the units of the scores (see Absorb).
+/// The state of the lanes of one tile, in the units of the scores (see Absorb). What its members hold:
 ///
 ///                        maximum              sum                                  factor          square
 ///     softmax, signed    of the scores        exp2(unit (|s| - maximum)), counted  rescales o
@@ -173,11 +173,11 @@ constexpr int kNormalizers = 7;
 ///     z_score            their mean           1, counted                           old - new mean  (s - mean)^2
 template <class T>
 struct RowState {
-  T maximum[kLanes];        ///< of the scores so far, -inf before the first; 0 where there is none
-  T sum[kLanes];            ///< of exp2(unit (score - maximum)) over the counted pairs
-  T block_maximum[kLanes];  ///< of the block being absorbed
-  T factor[kLanes];         ///< exp2(unit (old maximum - new maximum)), by which the output is rescaled
-  T square[kLanes];         ///< z_score
+  T maximum[kLanes];  ///< -inf before the first score; 0 where there is none
+  T sum[kLanes];
+  T block_maximum[kLanes];  ///< of the scores of the block being absorbed
+  T factor[kLanes];         ///< softmax: exp2(unit (old maximum - new maximum))
+  T square[kLanes];
 };
 
 /// One block of scores absorbed: tile becomes the weights of the kept pairs, not yet divided. Softmax: exp2(unit (score

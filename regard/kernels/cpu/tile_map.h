@@ -20,6 +20,8 @@ Cuts forward_cuts(int64_t queries, int64_t keys, bool masked, const TileLayout& 
 /// Those of the backward pass.
 Cuts backward_cuts(int64_t queries, int64_t keys, bool masked, const TileLayout& layout);
 
+static_assert(kSteps / kChunk <= 16, "a bit of MappedTile for each chunk");
+
 /// Whether a tile holds no pair, some, or all its pairs, kept and counted.
 enum class TileKind : uint8_t { skipped, masked, open };
 

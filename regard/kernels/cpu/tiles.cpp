@@ -33,8 +33,8 @@ void Tiles<T>::begin(int64_t batch_index, int64_t head_index, int64_t query_tile
   count = queries.end(query_tile) - first_query;
   lanes = (count + kLaneUnit - 1) / kLaneUnit * kLaneUnit;
   tile_ = query_tile;
-  const int64_t shift = plan_.band_of_places ? plan_.sequences->shift(plan_.sequences->of_query(first_query))
-                                             : plan_.space.query_offset;
+  const int64_t shift =
+      plan_.band_of_places ? plan_.sequences->shift(plan_.sequences->of_query(first_query)) : plan_.space.query_offset;
   for (int64_t l = 0; l < lanes && banded(); ++l) {
     const int64_t position = first_query + l + shift;
     const auto bounded = [](int64_t key) { return static_cast<int32_t>(std::clamp<int64_t>(key, -1, INT32_MAX)); };
@@ -84,6 +84,17 @@ template <class T>
 View<int32_t> Tiles<T>::band(int64_t first, int64_t chunk_steps) {
   primitives<T>().band(band_, low_, high_, static_cast<int32_t>(first_key + first), chunk_steps, lanes);
   return {band_, kLanes};
+}
+
+template <class T>
+void Tiles<T>::copy_mask(int32_t* to, View<int32_t> from, int64_t chunk_steps) const {
+  for (int64_t s = 0; s < chunk_steps; ++s) {
+    if (from) {
+      std::copy_n(from.data + s * from.step, lanes, to + s * kLanes);
+    } else {
+      std::fill_n(to + s * kLanes, lanes, 1);
+    }
+  }
 }
 
 template <class T>

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <numbers>
 #include <optional>
 #include <vector>
 
@@ -49,11 +50,14 @@ class Tiles {
   bool base2() const { return plan_.plain && plan_.exponential; }
   /// What packed queries are multiplied by, what turns their scores into base 2, and into natural ones.
   T query_scale() const {
-    if (base2()) return static_cast<T>(plan_.space.scale * kLog2E);
+    if (base2()) return static_cast<T>(plan_.space.scale * std::numbers::log2e);
     return plan_.plain ? static_cast<T>(plan_.space.scale) : T(1);
   }
-  T unit() const { return base2() ? T(1) : static_cast<T>(kLog2E); }
-  T natural() const { return base2() ? static_cast<T>(kLn2) : T(1); }
+  T unit() const { return base2() ? T(1) : std::numbers::log2e_v<T>; }
+  T natural() const { return base2() ? std::numbers::ln2_v<T> : T(1); }
+
+  /// Copies the mask of a chunk to rows kLanes apart; no mask: all pairs.
+  void copy_mask(int32_t* to, View<int32_t> from, int64_t chunk_steps) const;
 
   int64_t batch = 0, head = 0;
   int64_t first_query = 0, count = 0, lanes = 0;  ///< of the tile; lanes: count rounded up to kLaneUnit
@@ -62,8 +66,6 @@ class Tiles {
   const TileMap& map() const { return map_; }
 
  private:
-  static constexpr double kLog2E = 1.44269504088896340736, kLn2 = 0.693147180559945309417;
-
   const Plan<T>& plan_;
   const BoundPrograms& bound_;
   const TileMap& map_;
