@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <map>
 
 #include "regard/algebra/derivative.h"
@@ -194,13 +195,17 @@ class Compiler {
     }
   }
 
+  static bool normal(double x) {
+    return std::abs(x) >= std::numeric_limits<float>::min() && std::abs(x) <= std::numeric_limits<float>::max();
+  }
+
   /// x / c with a constant c becomes x (1 / c): a division takes as long as sixteen multiplications.
   void multiply_by_reciprocals() {
     for (auto* code : {&program_.lane_code, &program_.step_code, &program_.pair_code}) {
       for (Instruction& instruction : *code) {
         if (instruction.code != Code::div) continue;
         const Node& divisor = graph_.entries[static_cast<size_t>(instruction.arg[1])].expr.node();
-        if (divisor.op != Op::constant || divisor.number == 0 || !std::isfinite(1 / divisor.number)) continue;
+        if (divisor.op != Op::constant || !normal(divisor.number) || !normal(1 / divisor.number)) continue;
         const int reg = new_register(Shape::scalar, Type::real);
         program_.leaves.push_back({Op::constant, 1 / divisor.number, reg});
         instruction.code = Code::mul;
