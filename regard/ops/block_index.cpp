@@ -102,6 +102,11 @@ ops::Blocked blocked(const at::Tensor& q, const at::Tensor& k, const BlockIndex&
   };
   call.blocks = whole(index.blocks);
   if (index.full.defined()) call.full = whole(index.full);
+  if (call.K == 0) {  // nothing is kept anywhere: one slot that holds nothing, so that there is something to merge
+    call.K = 1;
+    call.blocks = at::full_symint({call.B, call.H, call.Q, 1}, -1, index.blocks.options());
+    if (call.full.defined()) call.full = at::zeros_symint({call.B, call.H, call.Q, 1}, index.full.options());
+  }
   call.queries = index.queries.defined()
                      ? whole(index.queries)
                      : at::arange(at::Scalar(call.Q), index.blocks.options()).expand_symint({call.B, call.H, call.Q});

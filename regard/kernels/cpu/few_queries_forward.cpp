@@ -130,7 +130,7 @@ class FewForward {
     S* o = call_.o.data + batch * call_.o.batch + head * call_.o.head + i * call_.o.row;
     for (int64_t d = 0; d < call_.Dv; ++d) o[d * call_.o.column] = stored<S>(sum == 0 ? T(0) : total[d] * inverse);
     call_.lse[(batch * call_.H + head) * call_.M + i] =
-        sum == 0 ? kNothing<T> : base * plan_.unit * std::numbers::ln2_v<T> + std::log(sum);
+        sum == 0 ? kNothing<T> : base / log2_of_natural + std::log(sum);
   }
 
   const FewPlan<T, S>& plan_;
