@@ -6,6 +6,7 @@
 
 #include "regard/base/parallel.h"
 #include "regard/kernels/cpu/normalizer_rows.h"
+#include "regard/kernels/cpu/program_cache.h"
 
 namespace regard::kernels {
 namespace {
@@ -14,7 +15,8 @@ constexpr int64_t kRows = 256;  // rows a task: some microseconds
 
 /// The terms of one row whose weights have no exponentials. `delta`: rowsum(grad_o o) - grad_lse so far.
 template <class T>
-void rate_terms(const Attention<T>& call, const RowStatistics<T>& statistics, size_t row, T lse, RowTerms<T>& rows) {
+void rate_terms(const Attention<T>& call, const RowStatistics<T>& statistics, size_t row, T lse,
+                bool alone_is_constant, RowTerms<T>& rows) {
   const Normalizer& normalizer = call.spec->normalizer;
   const T sum = statistics.sum.empty() ? static_cast<T>(call.N) : statistics.sum[row];
   T &rate = rows.rate[row], &delta = rows.delta[row];
@@ -27,7 +29,8 @@ void rate_terms(const Attention<T>& call, const RowStatistics<T>& statistics, si
     }
     case Normalizer::Kind::z_score: {
       const T n = std::max(T(1), sum), variance = statistics.square[row] / n;
-      rate = z_score_rate(normalizer, variance, n);
+      // One key alone deviates from nothing, whatever it scores: no slope, and no rounding of one.
+      rate = alone_is_constant && sum <= 1 ? T(0) : z_score_rate(normalizer, variance, n);
       rows.slope[row] = normalizer.detach ? T(0) : delta * z_score_bend(normalizer, rate, variance, n) / n;
       rows.lse[row] = statistics.mean[row];
       delta = statistics.values[row] * rate / n;
@@ -47,6 +50,8 @@ RowTerms<T> row_terms(const Attention<T>& call, const AttentionGradient<T>& g, c
   // A constant denominator takes nothing off the slopes; the deviation of a z-score is one beside its mean.
   const bool constant = normalizer.detach && normalizer.kind != Normalizer::Kind::z_score;
   const bool has_lse = exponential || normalizer.kind == Normalizer::Kind::sum;  // else it is 0, whatever its gradient
+  const PairExpressions pairs = expressions_of(*call.spec);
+  const bool alone_is_constant = !normalizer.detach && pairs.counted.pointer() == pairs.keep.pointer();
   RowTerms<T> rows;
   rows.lse.resize(static_cast<size_t>(call.B * call.H * call.M));
   rows.delta.resize(rows.lse.size());
@@ -67,7 +72,7 @@ RowTerms<T> row_terms(const Attention<T>& call, const AttentionGradient<T>& g, c
       const T grad_lse = empty || !has_lse || g.grad_lse == nullptr ? T(0) : g.grad_lse[at];
       rows.lse[static_cast<size_t>(at)] = empty ? infinity : g.lse[at];
       rows.delta[static_cast<size_t>(at)] = delta - grad_lse;
-      if (!exponential) rate_terms(call, statistics, static_cast<size_t>(at), g.lse[at], rows);
+      if (!exponential) rate_terms(call, statistics, static_cast<size_t>(at), g.lse[at], alone_is_constant, rows);
     }
   });
   return rows;
