@@ -16,9 +16,10 @@ struct Type {
 };
 const Type kTypes[] = {{at::kFloat, "float32", std::ldexp(1.0, -24)}, {at::kBFloat16, "bfloat16", std::ldexp(1.0, -8)}};
 
-// Under three bits: the same number of roundings in another order, and a backward that takes sum(P dP) of a row from its
-// rounded output, which rows of few keys cancel. A path that loses more keeps its sums in the wrong type.
-constexpr double kRoom = 6;
+// Four bits: the roundings in another order, and a fused backward that takes a row's sums from its rounded output (a
+// z-score over two keys cancels ten times what the composite does). A path that keeps sums in the wrong type loses
+// sixteen.
+constexpr double kRoom = 16;
 
 at::Tensor cast(const at::Tensor& tensor, at::ScalarType type) {
   return tensor.is_floating_point() ? tensor.to(type) : tensor;
