@@ -118,6 +118,7 @@ class BackwardTask {
     }
     // With plain scores d score / d dot = scale: folded into dO^T and delta.
     const T factor = plan_.plain ? static_cast<T>(plan_.space.scale) : T(1);
+    const T delta_factor = rows_.slope.empty() ? factor : T(1);  // terms of a z_score are scaled already
     const Cut& cut = tiles_.map().cuts().queries;
     for (size_t d = 0; d < dots_.size(); ++d) dots_[d].begin(batch, head, cut, first, end, used_, tiles_.query_scale());
     value_.begin(batch, head, cut, first, end, used_, factor);
@@ -132,10 +133,10 @@ class BackwardTask {
       for (int64_t l = 0; l < cut.end(t) - cut.begin(t); ++l) {
         const auto at = static_cast<size_t>(row + cut.begin(t) + l);
         lse[l] = rows_.lse[at] * per_natural;
-        delta[l] = rows_.delta[at] * factor;
+        delta[l] = rows_.delta[at] * delta_factor;
       }
-      if (rate_ != nullptr) begin_terms(rate_, rows_.rate, row, t, T(1));
-      if (slope_ != nullptr) begin_terms(slope_, rows_.slope, row, t, factor);
+      if (rate_ != nullptr) begin_terms(rate_, rows_.rate, row, t);
+      if (slope_ != nullptr) begin_terms(slope_, rows_.slope, row, t);
     }
     if (!plan_.pairs.masked()) return;
     for (auto& known : finite_queries_) known.reset(end - first);
@@ -143,11 +144,11 @@ class BackwardTask {
   }
 
   /// Terms of the rows of a tile into its lanes; 0 past the last query.
-  void begin_terms(T* lanes, const std::vector<T>& terms, int64_t row, int64_t tile, T factor) const {
+  void begin_terms(T* lanes, const std::vector<T>& terms, int64_t row, int64_t tile) const {
     const Cut& cut = tiles_.map().cuts().queries;
     T* to = lanes + (tile - segment_) * kLanes;
     std::fill_n(to, kLanes, T(0));
-    for (int64_t i = cut.begin(tile); i < cut.end(tile); ++i) *to++ = terms[static_cast<size_t>(row + i)] * factor;
+    for (int64_t i = cut.begin(tile); i < cut.end(tile); ++i) *to++ = terms[static_cast<size_t>(row + i)];
   }
 
   bool enter(int64_t tile, int64_t block) {

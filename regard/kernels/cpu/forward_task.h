@@ -21,7 +21,7 @@ struct Partial {
 template <class T>
 class ForwardTask {
  public:
-  /// statistics: the states of the rows without their outputs (z_score: with the sums of the values).
+  /// statistics: the states of the rows without their outputs (z_score: with the sums of dP, see measure()).
   enum class Purpose : uint8_t { output, statistics };
 
   ForwardTask(const Plan<T>& plan, const BoundPrograms& bound, const TileMap& map, Arena& arena,
@@ -38,6 +38,11 @@ class ForwardTask {
     if (plan.pairs.weight.defined()) weight_ = arena.take<T>(kSteps * kLanes);
     if (normalizer_.kind == Normalizer::Kind::z_score) {
       value_sums_ = arena.take<T>(call_.Dv * kLanes);
+      if (purpose == Purpose::statistics) {
+        slopes_ = arena.take<T>(kSteps * kLanes);
+        slope_sums_ = arena.take<T>(kLanes);
+        centered_sums_ = arena.take<T>(kLanes);
+      }
       kept_ = arena.take<T>(kSteps * kLanes);
     }
     if (!plan.pairs.masked()) return;
@@ -46,6 +51,10 @@ class ForwardTask {
     finite_.reset(map.cuts().keys.parts);
   }
 
+  /// The gradient of the output, whose products with the values `run` shall sum over the kept pairs: as the backward
+  /// has them, scale included.
+  void measure(const Array4<const T>& grad_o) { grad_o_ = grad_o; }
+
   /// Absorbs the key blocks [first, end); the part that holds block 0 absorbs the sinks too.
   void run(int64_t batch, int64_t head, int64_t query_tile, int64_t first, int64_t end) {
     tiles_.begin(batch, head, query_tile);
@@ -53,6 +62,11 @@ class ForwardTask {
       const SideArray<T>& q = plan_.dots[d].q;
       pack_rows(packed_[d], q.at(batch, head, tiles_.first_query), q.array.row, q.array.column, tiles_.count, q.width,
                 tiles_.query_scale());
+    }
+    if (slopes_ != nullptr) {
+      pack_rows(output_, grad_o_.data + batch * grad_o_.batch + head * grad_o_.head + tiles_.first_query * grad_o_.row,
+                grad_o_.row, grad_o_.column, tiles_.count, call_.Dv,
+                plan_.plain ? static_cast<T>(plan_.space.scale) : T(1));
     }
     start_rows(first == 0);
     first = std::max(first, tiles_.map().first_block(batch, head, query_tile));
@@ -82,18 +96,15 @@ class ForwardTask {
   }
 
   /// The state itself, for the backward; see RowStatistics.
-  void leave_statistics(RowStatistics<T>& rows, const Array4<const T>& grad_o) const {
+  void leave_statistics(RowStatistics<T>& rows) const {
     const auto first = static_cast<size_t>(row());
     std::copy_n(state_->sum, tiles_.count, rows.sum.data() + first);
-    if (value_sums_ == nullptr) return;
+    if (slopes_ == nullptr) return;
     std::copy_n(state_->maximum, tiles_.count, rows.mean.data() + first);
     std::copy_n(state_->square, tiles_.count, rows.square.data() + first);
-    write_rows(value_sums_, output_, call_.Dv, 1, nullptr);  // (count, Dv): outputs are not summed
-    const T* grad = grad_o.data + tiles_.batch * grad_o.batch + tiles_.head * grad_o.head;
-    for (int64_t l = 0; l < tiles_.count; ++l) {
-      rows.values[first + static_cast<size_t>(l)] = primitives<T>().row_sum(
-          grad + (tiles_.first_query + l) * grad_o.row, grad_o.column, output_ + l * call_.Dv, 1, call_.Dv);
-    }
+    std::copy_n(state_->residual, tiles_.count, rows.residual.data() + first);
+    std::copy_n(slope_sums_, tiles_.count, rows.slopes.data() + first);
+    std::copy_n(centered_sums_, tiles_.count, rows.centered.data() + first);
   }
 
   /// The state itself, for a later merge.
@@ -118,10 +129,14 @@ class ForwardTask {
     for (int64_t s = 0; s < sink_count && maximum != kNothing; ++s) sum += std::exp(sinks[s] - maximum);
     std::fill_n(state_->maximum, kLanes, plan_.exponential ? maximum / tiles_.natural() : T(0));
     std::fill_n(state_->sum, kLanes, sum);
-    std::fill_n(output_, call_.Dv * kLanes, T(0));
+    if (slopes_ == nullptr) std::fill_n(output_, call_.Dv * kLanes, T(0));
     if (value_sums_ == nullptr) return;
     std::fill_n(state_->square, kLanes, T(0));
+    std::fill_n(state_->residual, kLanes, T(0));
     std::fill_n(value_sums_, call_.Dv * kLanes, T(0));
+    if (slopes_ == nullptr) return;
+    std::fill_n(slope_sums_, kLanes, T(0));
+    std::fill_n(centered_sums_, kLanes, T(0));
   }
 
   void absorb_block() {
@@ -152,9 +167,11 @@ class ForwardTask {
     absorb.state = state_;
     absorb.kept = kept_;
     primitives<T>().absorb[static_cast<int>(normalizer_.kind)](absorb);
+    if (slopes_ != nullptr) add_slopes(values);
+    if (purpose_ == Purpose::statistics) return;
     const PairMask mask{clean ? nullptr : keep_, 0, kLanes, 1};
     if (value_sums_ != nullptr) accumulate_values(values, mask);
-    if (purpose_ == Purpose::output) accumulate(output_, values, tile_, mask);
+    accumulate(output_, values, tile_, mask);
   }
 
   /// Whether only the kept pairs of plain scores are wanted, which masks say.
@@ -164,10 +181,26 @@ class ForwardTask {
 
   /// z_score: O^T moves from the old mean to the new one, then V^T [keep] weight is added to the sums of the values.
   void accumulate_values(const T* values, const PairMask& mask) {
-    if (purpose_ == Purpose::output) {
-      primitives<T>().add_scaled(output_, value_sums_, state_->factor, call_.Dv, tiles_.lanes);
-    }
+    primitives<T>().add_scaled(output_, value_sums_, state_->factor, call_.Dv, tiles_.lanes);
     accumulate(value_sums_, values, kept_, mask);
+  }
+
+  /// dP^T = V dO^T, and its sums over the pairs, plain and times s - mean (which moves as in accumulate_values).
+  void add_slopes(const T* values) {
+    const SideArray<T>& v = plan_.v;
+    Product<T> p;
+    p.c = slopes_;
+    p.a = values;
+    p.a_row = v.array.row;
+    p.a_depth = v.array.column;
+    p.b = output_;
+    p.rows = tiles_.steps;
+    p.depth = v.width;
+    p.lanes = tiles_.lanes;
+    primitives<T>().product(p);
+    primitives<T>().add_scaled(centered_sums_, slope_sums_, state_->factor, 1, tiles_.lanes);
+    primitives<T>().add_kept(centered_sums_, tile_, slopes_, tiles_.steps, tiles_.lanes);
+    primitives<T>().add_kept(slope_sums_, kept_, slopes_, tiles_.steps, tiles_.lanes);
   }
 
   int64_t block_keys() const {
@@ -244,6 +277,9 @@ class ForwardTask {
   RowState<T>* state_ = nullptr;
   T *tile_ = nullptr, *weight_ = nullptr;
   T *value_sums_ = nullptr, *kept_ = nullptr;  // z_score: V^T [keep] weight (Dv x kLanes), and that tile of weights
+  // Statistics of a z_score: the tile dP^T and its sums; dO^T lies in output_.
+  T *slopes_ = nullptr, *slope_sums_ = nullptr, *centered_sums_ = nullptr;
+  Array4<const T> grad_o_;
   int32_t *keep_ = nullptr, *counted_ = nullptr;
 };
 

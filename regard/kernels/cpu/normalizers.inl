@@ -7,8 +7,8 @@
 //     sigmoid           sigmoid(s)           1
 //     relu              max(s, 0)            1, N, kept keys    rate = 1 / divisor
 //     identity          s                    1, N, kept keys    rate = 1 / divisor
-//     z_score           s - mean             deviation          lse = mean, rate, delta and slope (of (s - mean) in
-//                                                               d score)
+//     z_score           s - mean             deviation          lse = mean, rate, delta = mean of dP, slope (of
+//                                                               s - mean in d score)
 //
 // Signs, rectifiers and floors are constants for derivatives, as everywhere.
 
@@ -40,6 +40,7 @@ struct WeightSlope {
 
 template <class T>
 struct SignedSoftmax {
+  static constexpr bool kCentered = false;  // whether slopes are measured from delta before they are multiplied by own
   static WeightSlope<T> chain(Vector<T> s, const RowTermsOfLane<T>& row, T unit) {
     const Vector<T> e = weight_exp2<T>((magnitude<T>(s) - row.lse) * unit);
     const Vector<T> p = signed_by<T>(s, e);
@@ -49,6 +50,7 @@ struct SignedSoftmax {
 
 template <class T>
 struct Sum {
+  static constexpr bool kCentered = false;
   static constexpr bool kCounts = false;  // sums weights over counted pairs, not ones over kept pairs
   static Vector<T> weight(Vector<T> s, T) { return positive_part<T>(s); }
   static WeightSlope<T> chain(Vector<T> s, const RowTermsOfLane<T>& row, T) {
@@ -58,6 +60,7 @@ struct Sum {
 
 template <class T>
 struct Sigmoid {
+  static constexpr bool kCentered = false;
   static constexpr bool kCounts = true;
   static Vector<T> weight(Vector<T> s, T unit) {
     const Vector<T> e = weight_exp2<T>(-magnitude<T>(s) * unit), inverse = 1 / (1 + e);
@@ -71,6 +74,7 @@ struct Sigmoid {
 
 template <class T>
 struct Relu {
+  static constexpr bool kCentered = false;
   static constexpr bool kCounts = true;
   static Vector<T> weight(Vector<T> s, T) { return positive_part<T>(s); }
   static WeightSlope<T> chain(Vector<T> s, const RowTermsOfLane<T>& row, T) {
@@ -80,6 +84,7 @@ struct Relu {
 
 template <class T>
 struct Identity {
+  static constexpr bool kCentered = false;
   static constexpr bool kCounts = true;
   static Vector<T> weight(Vector<T> s, T) { return s; }
   static WeightSlope<T> chain(Vector<T> s, const RowTermsOfLane<T>& row, T) {
@@ -87,11 +92,13 @@ struct Identity {
   }
 };
 
+/// rate (dP - mean of dP) is exactly 0 in a row of one key, whose rate is the largest there is.
 template <class T>
 struct ZScore {
+  static constexpr bool kCentered = true;
   static WeightSlope<T> chain(Vector<T> s, const RowTermsOfLane<T>& row, T) {
     const Vector<T> centered = s - row.lse;
-    return {centered * row.rate, row.rate, row.delta + row.slope * centered};
+    return {centered * row.rate, row.rate, row.slope * centered};
   }
 };
 
@@ -183,11 +190,12 @@ void absorb_z_score(const Absorb<T>& a) {
     const Vector<T> before = at(state.sum + l), old_mean = at(state.maximum + l), now = before + count;
     const Vector<T> block_mean = total / (count < 1 ? one : count), share = count / (now < 1 ? one : now);
     const Vector<T> apart = count < 1 ? Vector<T>{} : block_mean - old_mean, mean = old_mean + apart * share;
-    Vector<T> square = apart * apart * before * share;
+    Vector<T> square = apart * apart * before * share, rest{};
     for (int64_t s = 0; s < a.steps; ++s) {
       const int64_t pair = s * kLanes + l;
       const Vector<T> score = at(a.tile + pair), centered = score - block_mean;
       square += only<T>(counted, pair, centered * centered);
+      rest += only<T>(counted, pair, centered);
       const Vector<T> kept = only<T>(a.keep, pair, a.weight != nullptr ? at(a.weight + pair) : one);
       at(a.kept + pair) = kept;
       at(a.tile + pair) = only<T>(a.keep, pair, (score - mean) * kept);
@@ -196,6 +204,9 @@ void absorb_z_score(const Absorb<T>& a) {
     at(state.maximum + l) = mean;
     at(state.factor + l) = old_mean - mean;
     at(state.square + l) += square;
+    // Of both means, as they are weighed, and of their sum.
+    at(state.residual + l) = at(state.residual + l) * (1 - share) + rest / (now < 1 ? one : now) +
+                             ((old_mean - mean) + apart * share);
   }
 }
 
@@ -207,6 +218,18 @@ void add_scaled(T* sums, const T* values, const T* factor, int64_t rows, int64_t
   }
 }
 
+template <class T>
+void add_kept(T* sums, const T* kept, const T* slope, int64_t steps, int64_t lanes) {
+  for (int64_t l = 0; l < lanes; l += kWidth<T>) {
+    Vector<T> sum{};
+    for (int64_t s = 0; s < steps; ++s) {
+      const Vector<T> factor = at(kept + s * kLanes + l), term = factor * at(slope + s * kLanes + l);
+      sum += factor != 0 ? term : Vector<T>{};
+    }
+    at(sums + l) += sum;
+  }
+}
+
 template <class N, class T, bool Plain>
 void chain_by_lanes(const Chain<T>& c, int64_t l) {
   const auto load = [&](const T* terms) { return terms == nullptr ? Vector<T>{} : at(terms + l); };
@@ -215,7 +238,7 @@ void chain_by_lanes(const Chain<T>& c, int64_t l) {
     const int64_t pair = s * kLanes + l;
     const Vector<T> dp = at(c.dp + pair);
     const WeightSlope<T> w = N::chain(at(c.score.data + s * c.score.step + l), row, c.unit);
-    Vector<T> pw = w.p, ds = w.own * dp, dw = w.p * dp, shared = w.shared;
+    Vector<T> pw = w.p, ds = N::kCentered ? dp : w.own * dp, dw = w.p * dp, shared = w.shared, level = row.delta;
     if constexpr (!Plain) {
       // A hidden pair's score, dp or weight may be NaN.
       const int32_t* keep = c.keep ? c.keep.data + s * c.keep.step + l : nullptr;
@@ -229,7 +252,9 @@ void chain_by_lanes(const Chain<T>& c, int64_t l) {
       ds = only<T>(keep, 0, ds);
       dw = only<T>(keep, 0, dw);
       shared = only<T>(counted, 0, shared);
+      level = only<T>(counted, 0, level);
     }
+    if constexpr (N::kCentered) ds = w.own * (ds - level);
     at(c.pw + pair) = pw;
     at(c.ds + pair) = ds - shared;
     if (c.dw != nullptr) at(c.dw + pair) = dw;

@@ -32,6 +32,7 @@ constexpr Primitives<T> table{
     band,
     combine<T>,
     add_scaled<T>,
+    add_kept<T>,
     {absorb<T>, absorb_signed<T>, absorb_sums<Sum<T>, T>, absorb_sums<Sigmoid<T>, T>, absorb_sums<Relu<T>, T>,
      absorb_sums<Identity<T>, T>, absorb_z_score<T>},
     {chain<T>, chain_by<SignedSoftmax<T>, T>, chain_by<Sum<T>, T>, chain_by<Sigmoid<T>, T>, chain_by<Relu<T>, T>,

@@ -37,7 +37,8 @@ RowStatistics<T> row_statistics(const Plan<T>& plan, const AttentionGradient<T>&
   const auto count = static_cast<size_t>(call.B * call.H * call.M);
   rows.sum.assign(count, std::numeric_limits<T>::infinity());
   if (normalizer.kind == Normalizer::Kind::z_score) {
-    for (std::vector<T>* all : {&rows.mean, &rows.square, &rows.values}) all->resize(count);
+    for (std::vector<T>* all : {&rows.mean, &rows.square, &rows.residual, &rows.slopes, &rows.centered})
+      all->resize(count);
   }
   const BoundPrograms bound = bind_programs(plan, Side::queries, Derivatives::none);
   const TileLayout layout = plan.layout();
@@ -51,8 +52,9 @@ RowStatistics<T> row_statistics(const Plan<T>& plan, const AttentionGradient<T>&
         !at_floor(normalizer, gradient.lse + row, queries.end(tile) - first))
       return;
     ForwardTask<T> forward(plan, bound, map, fresh_arena(), ForwardTask<T>::Purpose::statistics);
+    forward.measure(gradient.grad_o);
     forward.run(head / call.H, head % call.H, tile, 0, map.cuts().keys.parts);
-    forward.leave_statistics(rows, gradient.grad_o);
+    forward.leave_statistics(rows);
   });
   return rows;
 }

@@ -10,10 +10,12 @@ namespace regard::kernels {
 /// see RowState. Empty where the normalizer needs none of it.
 template <class T>
 struct RowStatistics {
-  std::vector<T> sum;     ///< sum with a floor (+inf where lse says that it was above), kept divisors, z_score
-  std::vector<T> mean;    ///< z_score
-  std::vector<T> square;  ///< z_score
-  std::vector<T> values;  ///< z_score: <grad_o, sum of the kept values times weights>
+  std::vector<T> sum;               ///< sum with a floor (+inf where lse says that it was above), kept divisors, z_score
+  std::vector<T> mean;              ///< z_score
+  std::vector<T> square, residual;  ///< z_score
+  /// z_score: sums of weight <grad_o, v_j> over the kept pairs, times the scale of plain scores, and of that times
+  /// s - mean. From the same dP as the backward's, so that their rounding cancels: taken from o it would not.
+  std::vector<T> slopes, centered;
 };
 
 /// Found by a pass over the pairs like the forward's, without its output.

@@ -31,9 +31,13 @@ void rate_terms(const Attention<T>& call, const RowStatistics<T>& statistics, si
       const T n = std::max(T(1), sum), variance = statistics.square[row] / n;
       // One key alone deviates from nothing, whatever it scores: no slope, and no rounding of one.
       rate = alone_is_constant && sum <= 1 ? T(0) : z_score_rate(normalizer, variance, n);
-      rows.slope[row] = normalizer.detach ? T(0) : delta * z_score_bend(normalizer, rate, variance, n) / n;
+      const T bend = normalizer.detach ? T(0) : rate * z_score_bend(normalizer, rate, variance, n);
+      // Centered by the mean without its rounding, or slopes would not add up to 0 over the row: rows of few keys that
+      // are nearly alike have nothing else left.
+      const T rest = statistics.residual[row], slopes = statistics.slopes[row];
+      rows.slope[row] = (statistics.centered[row] - rest * slopes) * bend / n;
       rows.lse[row] = statistics.mean[row];
-      delta = statistics.values[row] * rate / n;
+      delta = slopes / n - (rate > 0 ? rows.slope[row] * rest / rate : T(0));
       break;
     }
     default:
@@ -47,8 +51,8 @@ template <class T>
 RowTerms<T> row_terms(const Attention<T>& call, const AttentionGradient<T>& g, const RowStatistics<T>& statistics) {
   const Normalizer& normalizer = call.spec->normalizer;
   const bool exponential = is_exponential(normalizer);
-  // A constant denominator takes nothing off the slopes; the deviation of a z-score is one beside its mean.
-  const bool constant = normalizer.detach && normalizer.kind != Normalizer::Kind::z_score;
+  // A constant denominator takes nothing off the slopes; what a z-score takes off is in the statistics.
+  const bool constant = normalizer.detach || normalizer.kind == Normalizer::Kind::z_score;
   const bool has_lse = exponential || normalizer.kind == Normalizer::Kind::sum;  // else it is 0, whatever its gradient
   const PairExpressions pairs = expressions_of(*call.spec);
   const bool alone_is_constant = !normalizer.detach && pairs.counted.pointer() == pairs.keep.pointer();

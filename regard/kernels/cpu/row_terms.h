@@ -11,7 +11,7 @@ namespace regard::kernels {
 template <class T>
 struct RowTerms {
   std::vector<T> lse;    ///< of the forward; +inf for a row without keys, so that exp(s - lse) is 0 there
-  std::vector<T> delta;  ///< rowsum(grad_o o) - grad_lse
+  std::vector<T> delta;  ///< rowsum(grad_o o) - grad_lse; z_score: the mean slope, scaled as in RowStatistics
   // Other normalizers: what normalizers.inl says that they read; empty for softmax.
   std::vector<T> rate;
   std::vector<T> slope;

@@ -178,6 +178,7 @@ struct RowState {
   T block_maximum[kLanes];  ///< of the scores of the block being absorbed
   T factor[kLanes];         ///< softmax: exp2(unit (old maximum - new maximum))
   T square[kLanes];
+  T residual[kLanes];  ///< z_score: what rounding took off the mean
 };
 
 /// One block of scores absorbed: tile becomes the weights of the kept pairs, not yet divided. Softmax: exp2(unit (score
@@ -244,6 +245,8 @@ struct Primitives {
   void (*combine)(const Combine<T>&);
   /// sums += factor[lane] values, both (rows x lanes).
   void (*add_scaled)(T* sums, const T* values, const T* factor, int64_t rows, int64_t lanes);
+  /// sums[lane] += kept slope over the steps, of pairs whose kept is not 0.
+  void (*add_kept)(T* sums, const T* kept, const T* slope, int64_t steps, int64_t lanes);
   void (*absorb[kNormalizers])(const Absorb<T>&);
   void (*chain[kNormalizers])(const Chain<T>&);
 };
