@@ -5,6 +5,7 @@
 
 #include "regard/kernels/attention.h"
 #include "regard/kernels/cpu/amx_tile.h"
+#include "regard/kernels/cpu/rounding.h"
 
 /// What the drivers of bfloat16 attention on AMX share.
 namespace regard::kernels {
@@ -14,9 +15,6 @@ using AmxGradient = AttentionGradient<float, bfloat16>;
 
 /// Queries are worked on by two panels of 16, so that the products have 2 x 2 accumulators.
 constexpr int64_t kPanelPair = 2 * kTile;
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 /// Which pairs exist: query i sees the keys [0, seen(i)).
 struct AmxReach {

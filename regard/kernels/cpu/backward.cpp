@@ -46,7 +46,7 @@ class Backward {
     if (!wants_operands()) return;
     const int64_t owners = shares_heads() ? 1 : plan_.call.Hk, heads = plan_.call.H / owners;
     const int64_t blocks = map_.cuts().keys.parts, most = std::max<int64_t>(1, plan_.call.N / kLeastPartKeys);
-    const std::vector<int64_t> bounds = parts_of(std::min({blocks, most, (kEnoughTasks + owners - 1) / owners}));
+    const std::vector<int64_t> bounds = parts_of(std::min({blocks, most, ceil_div(kEnoughTasks, owners)}));
     const int64_t parts = static_cast<int64_t>(bounds.size()) - 1;
     place(parts);
     const BoundPrograms bound = bind_programs(plan_, Side::queries, Derivatives::dots);
@@ -169,7 +169,7 @@ class Backward {
       const int64_t size = buffer.size;
       const T* from = buffer.memory.get();
       T* const to = gradient;
-      parallel_for((size + kPart - 1) / kPart, [=](int64_t task) {
+      parallel_for(ceil_div(size, kPart), [=](int64_t task) {
         const int64_t begin = task * kPart, end = std::min(size, begin + kPart);
         for (int64_t p = 0; p + 1 < parts; ++p) {
           for (int64_t e = begin; e < end; ++e) to[e] += from[p * size + e];

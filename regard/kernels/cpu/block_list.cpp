@@ -1,5 +1,7 @@
 #include "regard/kernels/cpu/block_list.h"
 
+#include "regard/kernels/cpu/rounding.h"
+
 namespace regard::kernels {
 namespace {
 
@@ -68,9 +70,8 @@ std::optional<BlockList::Bits> BlockList::bits_of(const Form& form, const PairSp
                                                   const std::vector<Capture>& captures) {
   const Capture& capture = find_capture(captures, form.expr.node().name);
   if (capture.element != Element::boolean || capture.sizes.size() != 4) return std::nullopt;
-  const auto parts = [](int64_t length, int64_t size) { return (length + size - 1) / size; };
-  const int64_t least[4] = {form.by_batch ? space.batches : 1, form.by_head ? parts(space.heads, form.group) : 1,
-                            parts(space.queries, form.query_block), parts(space.keys, form.key_block)};
+  const int64_t least[4] = {form.by_batch ? space.batches : 1, form.by_head ? ceil_div(space.heads, form.group) : 1,
+                            ceil_div(space.queries, form.query_block), ceil_div(space.keys, form.key_block)};
   for (size_t i = 0; i < 4; ++i)
     if (capture.sizes[i] < least[i]) return std::nullopt;  // the reads themselves say what is wrong
   return Bits{static_cast<const uint8_t*>(capture.data),

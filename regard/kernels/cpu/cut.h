@@ -5,6 +5,8 @@
 #include <memory>
 #include <vector>
 
+#include "regard/kernels/cpu/rounding.h"
+
 namespace regard::kernels {
 
 /// A length cut into parts of nearly one size, each a multiple of `unit` but the last; or into blocks of one size
@@ -16,13 +18,12 @@ struct Cut {
 
   /// The fewest parts of at most `most` (a multiple of unit).
   static Cut at_most(int64_t length, int64_t unit, int64_t most) {
-    return {length, unit, (length + most - 1) / most, 0, 1, 0, nullptr};
+    return {length, unit, ceil_div(length, most), 0, 1, 0, nullptr};
   }
   /// The fewest parts of at most `most` (a multiple of unit) inside blocks.
   static Cut inside(int64_t length, int64_t block, int64_t unit, int64_t most) {
-    const auto up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
-    const int64_t piece = up(up(block, up(block, most)), unit) * unit, pieces = up(block, piece);
-    return {length, unit, length / block * pieces + up(length % block, piece), block, pieces, piece, nullptr};
+    const int64_t piece = round_up(ceil_div(block, ceil_div(block, most)), unit), pieces = ceil_div(block, piece);
+    return {length, unit, length / block * pieces + ceil_div(length % block, piece), block, pieces, piece, nullptr};
   }
   /// Each of the ranges between `starts` (0 first, the length last) cut as `at_most` cuts it.
   static Cut between(const std::vector<int64_t>& starts, int64_t unit, int64_t most) {
@@ -38,7 +39,7 @@ struct Cut {
   int64_t begin(int64_t part) const {
     if (begins != nullptr) return (*begins)[static_cast<size_t>(part)];
     if (block > 0) return std::min(length, part / pieces * block + part % pieces * piece);
-    const int64_t units = (length + unit - 1) / unit;
+    const int64_t units = ceil_div(length, unit);
     return std::min(length, part * units / parts * unit);
   }
   int64_t end(int64_t part) const { return begin(part + 1); }

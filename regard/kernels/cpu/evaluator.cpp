@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "regard/base/error.h"
+#include "regard/kernels/cpu/rounding.h"
 
 namespace regard::kernels {
 namespace {
@@ -87,7 +88,7 @@ void TileEvaluator<T>::begin_lanes(int64_t batch, int64_t head, int64_t first, i
   head_ = head;
   first_lane_ = first;
   lanes_ = count;
-  frame_.lanes = (count + kLaneUnit - 1) / kLaneUnit * kLaneUnit;
+  frame_.lanes = padded_width(count);
   for (const Leaf& leaf : program_.leaves) {
     if (program_.registers[static_cast<size_t>(leaf.reg)].shape != Shape::step) fill(leaf, first, count);
   }

@@ -51,7 +51,7 @@ struct FewGradientTile {
 
   FewGradientTile(const FewPlan<T, S>& plan, Arena& arena) : scores(plan, arena) {
     const int64_t pairs = plan.rows * kLanes;
-    grad_o = arena.take<T>(plan.rows * padded(plan.call.Dv));
+    grad_o = arena.take<T>(plan.rows * padded_width(plan.call.Dv));
     dp = arena.take<T>(pairs);
     pw = arena.take<T>(pairs);
     ds = arena.take<T>(pairs);
@@ -67,7 +67,7 @@ class FewBackward {
       : plan_(plan), call_(plan.call), gradient_(gradient), terms_(terms) {
     for (const FewDot& dot : plan.dots) {
       part_begin_.push_back(part_size_);
-      part_size_ += plan.rows * padded(dot.width);
+      part_size_ += plan.rows * padded_width(dot.width);
     }
     parts_.reset(new T[static_cast<size_t>(plan.chunks.tasks() * part_size_)]);
     left_.reset(new std::atomic<int64_t>[static_cast<size_t>(plan.chunks.units())]);
@@ -85,7 +85,7 @@ class FewBackward {
  private:
   using Tile = FewGradientTile<T, S>;
 
-  /// (rows x padded(width)) of one dot: the sum of ds K over the task's keys.
+  /// (rows x padded_width(width)) of one dot: the sum of ds K over the task's keys.
   T* part(int64_t task, size_t dot) const { return parts_.get() + task * part_size_ + part_begin_[dot]; }
 
   void add_chunk(int64_t unit, int64_t task) {
@@ -110,10 +110,10 @@ class FewBackward {
 
   bool finite_rows(const Tile& tile) const {
     const auto test = few_primitives<T>().finite[static_cast<int>(Storage::same)];
-    bool all = test({tile.grad_o, padded(call_.Dv), Storage::same}, plan_.rows, call_.Dv);
+    bool all = test({tile.grad_o, padded_width(call_.Dv), Storage::same}, plan_.rows, call_.Dv);
     for (size_t d = 0; d < plan_.dots.size(); ++d) {
       const int64_t width = plan_.dots[d].width;
-      all = all && test({tile.scores.queries(d), padded(width), Storage::same}, plan_.rows, width);
+      all = all && test({tile.scores.queries(d), padded_width(width), Storage::same}, plan_.rows, width);
     }
     return all;
   }
@@ -123,8 +123,8 @@ class FewBackward {
     const FewPrimitives<T>& run = few_primitives<T>();
     const FewArray values = tile.scores.values();
     const int64_t count = tile.scores.block().count;
-    run.scores[static_cast<int>(values.storage)](
-        {tile.grad_o, padded(call_.Dv), plan_.rows, values, tile.scores.after_values(), count, call_.Dv, tile.dp});
+    run.scores[static_cast<int>(values.storage)]({tile.grad_o, padded_width(call_.Dv), plan_.rows, values,
+                                                  tile.scores.after_values(), count, call_.Dv, tile.dp});
     const T of_natural = std::numbers::log2e_v<T> / plan_.unit;
     for (int64_t r = 0; r < plan_.rows; ++r) {
       const auto n = static_cast<size_t>((unit * plan_.group + r / call_.M) * call_.M + r % call_.M);
@@ -179,7 +179,7 @@ class FewBackward {
   void add_value_gradient(const Tile& tile, int64_t unit, int64_t r, int64_t rows, int64_t j, int64_t count,
                           bool add) const {
     if (gradient_.v == nullptr) return;
-    const int64_t key = unit * call_.N + tile.scores.block().first + j, stride = padded(call_.Dv);
+    const int64_t key = unit * call_.N + tile.scores.block().first + j, stride = padded_width(call_.Dv);
     few_primitives<T>().outer({gradient_.v + key * call_.Dv, call_.Dv, tile.pw + r * kLanes + j,
                                tile.grad_o + r * stride, stride, rows, count, call_.Dv, add});
   }
@@ -188,7 +188,7 @@ class FewBackward {
   void add_dot_gradients(const Tile& tile, size_t d, int64_t unit, int64_t task, int64_t r, int64_t rows, int64_t j,
                          int64_t count, bool add = false) const {
     const FewDot dot = plan_.dots[d];
-    const int64_t key = unit * call_.N + tile.scores.block().first + j, stride = padded(dot.width);
+    const int64_t key = unit * call_.N + tile.scores.block().first + j, stride = padded_width(dot.width);
     const T* slopes = tile.slopes[d] + r * kLanes + j;
     if (gradient_.k != nullptr) {
       few_primitives<T>().outer({gradient_.k + key * call_.Dh + dot.begin, call_.Dh, slopes,
@@ -207,7 +207,7 @@ class FewBackward {
       const FewDot dot = plan_.dots[d];
       for (int64_t task = first; task < end; ++task) {
         for (int64_t r = 0; r < plan_.rows; ++r) {
-          const T* from = part(task, d) + r * padded(dot.width);
+          const T* from = part(task, d) + r * padded_width(dot.width);
           T* to = gradient_.q + (unit * plan_.rows + r) * call_.Dh + dot.begin;  // rows of a unit lie together
           for (int64_t c = 0; c < dot.width; ++c) to[c] += from[c] * plan_.factor;
         }

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "regard/base/parallel.h"
+#include "regard/kernels/cpu/rounding.h"
 
 namespace regard::kernels {
 namespace {
@@ -12,8 +13,6 @@ constexpr int64_t kChunks = 64;
 /// Least and most blocks a chunk. 256 keys are some ten microseconds, many times the cost of a task; 8192 keys keep
 /// the sums of float32 short.
 constexpr int64_t kLeastBlocks = 4, kMostBlocks = 128;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t chunks_for(int64_t blocks, int64_t key_heads) {
   const int64_t size = std::clamp(ceil_div(blocks * key_heads, kChunks), kLeastBlocks, kMostBlocks);

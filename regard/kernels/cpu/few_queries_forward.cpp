@@ -25,7 +25,7 @@ class FewForward {
   explicit FewForward(const FewPlan<T, S>& plan)
       : plan_(plan),
         call_(plan.call),
-        width_(padded(call_.Dv)),
+        width_(padded_width(call_.Dv)),
         states_(new T[static_cast<size_t>(plan.chunks.tasks() * plan.rows * (width_ + 2))]),
         left_(new std::atomic<int64_t>[static_cast<size_t>(plan.chunks.units())]) {
     for (int64_t unit = 0; unit < plan.chunks.units(); ++unit) left_[unit] = plan.chunks.chunks(unit);
@@ -129,8 +129,7 @@ class FewForward {
     const T inverse = sum == 0 ? T(0) : 1 / sum;
     S* o = call_.o.data + batch * call_.o.batch + head * call_.o.head + i * call_.o.row;
     for (int64_t d = 0; d < call_.Dv; ++d) o[d * call_.o.column] = stored<S>(sum == 0 ? T(0) : total[d] * inverse);
-    call_.lse[(batch * call_.H + head) * call_.M + i] =
-        sum == 0 ? kNothing<T> : base / log2_of_natural + std::log(sum);
+    call_.lse[(batch * call_.H + head) * call_.M + i] = sum == 0 ? kNothing<T> : base / log2_of_natural + std::log(sum);
   }
 
   const FewPlan<T, S>& plan_;

@@ -56,7 +56,7 @@ FewPlan<T, S>::FewPlan(const Attention<T, S>& attention, bool backward)
 template <class T, class S>
 void pack_rows(const FewPlan<T, S>& plan, const Array4<const S>& array, int64_t batch, int64_t key_head, FewDot columns,
                T factor, T* to) {
-  const int64_t M = plan.call.M, width = columns.width, stride = padded(width);
+  const int64_t M = plan.call.M, width = columns.width, stride = padded_width(width);
   for (int64_t r = 0; r < plan.rows; ++r, to += stride) {
     const S* from = array.data + batch * array.batch + (key_head * plan.group + r / M) * array.head +
                     r % M * array.row + columns.begin * array.column;
@@ -68,10 +68,10 @@ void pack_rows(const FewPlan<T, S>& plan, const Array4<const S>& array, int64_t 
 template <class T, class S>
 FewTile<T, S>::FewTile(const FewPlan<T, S>& plan, Arena& arena) : plan_(plan) {
   const auto& call = plan.call;
-  if (call.k.column != 1) key_copy_ = arena.take<T>(kLanes * padded(call.Dh));
-  if (call.v.column != 1) value_copy_ = arena.take<T>(kLanes * padded(call.Dv));
+  if (call.k.column != 1) key_copy_ = arena.take<T>(kLanes * padded_width(call.Dh));
+  if (call.v.column != 1) value_copy_ = arena.take<T>(kLanes * padded_width(call.Dv));
   for (const FewDot& dot : plan.dots) {
-    queries_.push_back(arena.take<T>(plan.rows * padded(dot.width)));
+    queries_.push_back(arena.take<T>(plan.rows * padded_width(dot.width)));
     scores_.push_back(arena.take<T>(plan.rows * kLanes));
   }
   head_scores_.resize(plan.dots.size());
@@ -106,7 +106,7 @@ FewArray FewTile<T, S>::array_of(const Array4<const S>& array, int64_t first, in
   const int64_t row = pages.size > 0 ? first % pages.size : first;
   const S* data = array.data + page * array.batch + key_head_ * array.head + row * array.row;
   if (copy == nullptr) return {data, array.row, storage_of<S>};
-  const int64_t stride = padded(width);
+  const int64_t stride = padded_width(width);
   for (int64_t j = 0; j < count; ++j) {
     for (int64_t d = 0; d < width; ++d) copy[j * stride + d] = element<T>(data[j * array.row + d * array.column]);
   }
@@ -143,7 +143,7 @@ void FewTile<T, S>::cut_into_pieces() {
   for (int64_t at = 0, count; at < block_.count; at += count) {
     const int64_t key = block_.first + at;
     count = size > 0 ? std::min(size - key % size, block_.count - at) : block_.count;
-    const auto copy = [at](T* to, int64_t width) { return to == nullptr ? nullptr : to + at * padded(width); };
+    const auto copy = [at](T* to, int64_t width) { return to == nullptr ? nullptr : to + at * padded_width(width); };
     pieces_.push_back({at, count, array_of(call.k, key, count, call.Dh, copy(key_copy_, call.Dh)),
                        array_of(call.v, key, count, call.Dv, copy(value_copy_, call.Dv))});
   }
@@ -156,7 +156,7 @@ void FewTile<T, S>::multiply() {
     for (size_t d = 0; d < scores_.size(); ++d) {
       FewScores<T> x;
       x.rows = queries_[d];
-      x.row_stride = padded(plan_.dots[d].width);
+      x.row_stride = padded_width(plan_.dots[d].width);
       x.row_count = plan_.rows;
       x.keys = part_of<T, S>(piece.keys, 0, plan_.dots[d].begin);
       x.ahead = after_keys(n);

@@ -7,11 +7,9 @@
 #include "regard/kernels/cpu/few_queries_chunks.h"
 #include "regard/kernels/cpu/few_queries_kernels.h"
 #include "regard/kernels/cpu/few_queries_storage.h"
+#include "regard/kernels/cpu/rounding.h"
 
 namespace regard::kernels {
-
-/// Up to a multiple of kLaneUnit.
-inline int64_t padded(int64_t width) { return (width + kLaneUnit - 1) / kLaneUnit * kLaneUnit; }
 
 /// The call without its arrays, for checks that do not look at them.
 template <class T, class S>
@@ -50,7 +48,7 @@ struct FewPlan {
   KeyChunks chunks;
 };
 
-/// Columns [begin, begin + width) of the rows of a (batch, key head), in T. `to`: (rows x padded(width)).
+/// Columns [begin, begin + width) of the rows of a (batch, key head), in T. `to`: (rows x padded_width(width)).
 template <class T, class S>
 void pack_rows(const FewPlan<T, S>& plan, const Array4<const S>& array, int64_t batch, int64_t key_head, FewDot columns,
                T factor, T* to);

@@ -34,7 +34,7 @@ Cut key_parts(const Cuts& cuts, int64_t heads, const Normalizer& normalizer) {
   // Parts of a z-score would each leave a second array, the sums of the values: twice the merge for a rare case.
   if (normalizer.kind == Normalizer::Kind::z_score) return {cuts.keys.parts, 1, 1};
   const int64_t tasks = std::max<int64_t>(1, heads * cuts.queries.parts);
-  const int64_t wanted = (kEnoughTasks + tasks - 1) / tasks;
+  const int64_t wanted = ceil_div(kEnoughTasks, tasks);
   const int64_t most = std::max<int64_t>(1, cuts.keys.length / kLeastPartKeys);
   return {cuts.keys.parts, 1, std::min(wanted, most)};
 }

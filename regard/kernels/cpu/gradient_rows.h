@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "regard/kernels/cpu/rounding.h"
 #include "regard/kernels/cpu/tiles.h"
 
 /// Where the sums of the backward pass lie while they grow, and where they end.
@@ -27,9 +28,6 @@ struct GradientRows {
   std::vector<Dot> dots;
   GradientSide<T> v;
 };
-
-/// Up to whole vectors. Contiguous rows of such a width are vector lanes in place.
-inline int64_t padded_width(int64_t width) { return (width + kLaneUnit - 1) / kLaneUnit * kLaneUnit; }
 
 /// The query side of one operand (or dO) over a segment of query tiles: packed (width x lanes) for products along the
 /// width, as rows for products along the queries, and the sums of its own gradient, packed.

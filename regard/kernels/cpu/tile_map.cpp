@@ -50,7 +50,7 @@ class RowAnalysis {
 
   /// Those of the kept blocks of a list; tiles[0] is block 0, and what is not kept stays as it is.
   void map(const BlockList& list, MappedTile* tiles) {
-    const int64_t row = query_ / list.query_block(), columns = (keys_.length + list.key_block() - 1) / list.key_block();
+    const int64_t row = query_ / list.query_block(), columns = ceil_div(keys_.length, list.key_block());
     const auto kept = [&](int64_t j) { return list.kept(batch_, head_, row, j); };
     for (int64_t j = 0, end; j < columns; j = end) {
       end = j + 1;
@@ -98,7 +98,7 @@ class RowAnalysis {
   MappedTile whole(int64_t block, TileKind kind) const {
     MappedTile tile;
     tile.kind = kind;
-    tile.end_chunk = static_cast<uint8_t>((keys_.end(block) - keys_.begin(block) + kChunk - 1) / kChunk);
+    tile.end_chunk = static_cast<uint8_t>(ceil_div(keys_.end(block) - keys_.begin(block), kChunk));
     return tile;
   }
 
@@ -165,7 +165,7 @@ TileMap::TileMap(const PairExpressions& pairs, const PairSpace& space, const std
   const CaptureRange ranges = capture_range(captures);
   constexpr int64_t kRowsOfTask = 16;  // a row is some microseconds, a task pays for two analyses and a buffer
   const int64_t rows = static_cast<int64_t>(rows_.size());
-  parallel_for((rows + kRowsOfTask - 1) / kRowsOfTask, [&](int64_t task) {
+  parallel_for(ceil_div(rows, kRowsOfTask), [&](int64_t task) {
     RowAnalysis analysis(pairs, space, ranges, cuts.keys);
     std::vector<MappedTile> all(static_cast<size_t>(cuts.keys.parts));
     for (int64_t r = task * kRowsOfTask; r < std::min(rows, (task + 1) * kRowsOfTask); ++r) {

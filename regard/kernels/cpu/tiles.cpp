@@ -31,7 +31,7 @@ void Tiles<T>::begin(int64_t batch_index, int64_t head_index, int64_t query_tile
   head = head_index;
   first_query = queries.begin(query_tile);
   count = queries.end(query_tile) - first_query;
-  lanes = (count + kLaneUnit - 1) / kLaneUnit * kLaneUnit;
+  lanes = padded_width(count);
   tile_ = query_tile;
   const int64_t shift =
       plan_.band_of_places ? plan_.sequences->shift(plan_.sequences->of_query(first_query)) : plan_.space.query_offset;
