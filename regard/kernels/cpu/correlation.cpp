@@ -2,47 +2,14 @@
 #include "regard/kernels/correlation.h"
 
 #include <algorithm>
-#include <string>
 #include <vector>
 
 #include "regard/base/parallel.h"
-#include "regard/kernels/attention.h"
 #include "regard/kernels/cpu/correlation_tile.h"
 
 namespace regard::kernels {
 
-#define REGARD_DECLARE(isa)                                       \
-  namespace isa {                                                 \
-  extern const CorrelationPrimitives<float> correlation_floats;   \
-  extern const CorrelationPrimitives<double> correlation_doubles; \
-  }
-REGARD_DECLARE(baseline)
-#if defined(__x86_64__)
-REGARD_DECLARE(avx2)
-REGARD_DECLARE(avx512)
-#endif
-#undef REGARD_DECLARE
-
 namespace {
-
-template <class T>
-const CorrelationPrimitives<T>& pick(const CorrelationPrimitives<float>& floats,
-                                     const CorrelationPrimitives<double>& doubles) {
-  if constexpr (sizeof(T) == sizeof(float))
-    return (void)doubles, floats;
-  else
-    return (void)floats, doubles;
-}
-
-template <class T>
-const CorrelationPrimitives<T>& primitives_of_isa() {
-#if defined(__x86_64__)
-  const std::string chosen = isa();
-  if (chosen == "avx512" || chosen == "amx") return pick<T>(avx512::correlation_floats, avx512::correlation_doubles);
-  if (chosen == "avx2") return pick<T>(avx2::correlation_floats, avx2::correlation_doubles);
-#endif
-  return pick<T>(baseline::correlation_floats, baseline::correlation_doubles);
-}
 
 int64_t tiles_of(int64_t length, int64_t tile) { return (length + tile - 1) / tile; }
 
@@ -92,7 +59,7 @@ T* row_of(const Correlation& shape, const Band& band, int64_t r, T* out) {
 template <class T>
 void correlate(const Correlation& shape, const T* in, const T* kernel, T* out) {
   if (shape.out_rows() <= 0 || shape.out_columns() <= 0) return;
-  const auto& primitives = primitives_of_isa<T>();
+  const auto& primitives = correlation_primitives<T>();
   parallel_for(shape.planes * tiles_of(shape.out_rows(), kTileRows), [&](int64_t task) {
     const Band band = band_of(shape, task);
     const T* own = kernel + band.plane % shape.heads * shape.height * shape.width;
@@ -114,7 +81,7 @@ void correlate_kernel_gradient(const Correlation& shape, const T* in, const T* o
                            ? shape.planes * tiles_of(std::max<int64_t>(0, shape.out_rows()), kTileRows)
                            : 0);
   std::vector<double> parts(static_cast<size_t>(tasks * entries), 0.0);
-  const auto& primitives = primitives_of_isa<T>();
+  const auto& primitives = correlation_primitives<T>();
   parallel_for(tasks, [&](int64_t task) {
     const Band band = band_of(shape, task);
     std::vector<T> patch, gradient(static_cast<size_t>(kTileRows * kTileColumns));

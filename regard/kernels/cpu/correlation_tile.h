@@ -28,4 +28,8 @@ struct CorrelationPrimitives {
   void (*reduce)(const CorrelationTile<T>& tile, const T* gradient, double* sums);
 };
 
+/// The primitives of the chosen instruction set.
+template <class T>
+const CorrelationPrimitives<T>& correlation_primitives();
+
 }  // namespace regard::kernels

@@ -6,44 +6,62 @@
 
 #include "regard/base/error.h"
 #include "regard/kernels/attention.h"
+#include "regard/kernels/cpu/correlation_tile.h"
+#include "regard/kernels/cpu/few_queries_kernels.h"
 #include "regard/kernels/cpu/isa.h"
+#include "regard/kernels/cpu/machine.h"
 #include "regard/kernels/cpu/tile.h"
 
 namespace regard::kernels {
 
-namespace baseline {
-extern const Primitives<float> floats;
-extern const Primitives<double> doubles;
-}  // namespace baseline
-
+#define REGARD_DECLARE(SET)                                       \
+  namespace SET {                                                 \
+  extern const Primitives<float> floats;                          \
+  extern const Primitives<double> doubles;                        \
+  extern const FewPrimitives<float> few_floats;                   \
+  extern const FewPrimitives<double> few_doubles;                 \
+  extern const CorrelationPrimitives<float> correlation_floats;   \
+  extern const CorrelationPrimitives<double> correlation_doubles; \
+  extern const MachineLoops machine_loops;                        \
+  }
+REGARD_DECLARE(baseline)
 #if defined(__x86_64__)
-namespace avx2 {
-extern const Primitives<float> floats;
-extern const Primitives<double> doubles;
-}  // namespace avx2
-namespace avx512 {
-extern const Primitives<float> floats;
-extern const Primitives<double> doubles;
-}  // namespace avx512
+REGARD_DECLARE(avx2)
+REGARD_DECLARE(avx512)
 #endif
+#undef REGARD_DECLARE
 
 namespace {
 
-struct Choice {
-  const char* name;
-  const Primitives<float>* floats;
-  const Primitives<double>* doubles;
+template <class T>
+struct Tables {
+  const Primitives<T>* tiles;
+  const FewPrimitives<T>* few;
+  const CorrelationPrimitives<T>* correlation;
 };
 
+/// Everything that is compiled once an instruction set.
+struct Choice {
+  const char* name;
+  Tables<float> floats;
+  Tables<double> doubles;
+  const MachineLoops* machine_loops;
+};
+
+#define REGARD_CHOICE(NAME, SET)                                                           \
+  {                                                                                        \
+    NAME, {&SET::floats, &SET::few_floats, &SET::correlation_floats},                      \
+        {&SET::doubles, &SET::few_doubles, &SET::correlation_doubles}, &SET::machine_loops \
+  }
 /// From the narrowest; a processor that has one has all before it.
 const Choice kChoices[] = {
-    {"baseline", &baseline::floats, &baseline::doubles},
+    REGARD_CHOICE("baseline", baseline),
 #if defined(__x86_64__)
-    {"avx2", &avx2::floats, &avx2::doubles},
-    {"avx512", &avx512::floats, &avx512::doubles},
-    {"amx", &avx512::floats, &avx512::doubles},  // and tiles for bfloat16; see amx.h
+    REGARD_CHOICE("avx2", avx2), REGARD_CHOICE("avx512", avx512),
+    REGARD_CHOICE("amx", avx512),  // and tiles for bfloat16; see amx.h
 #endif
 };
+#undef REGARD_CHOICE
 
 const Choice* widest_supported() {
 #if defined(__x86_64__)
@@ -83,15 +101,24 @@ bool use_isa(const std::string& name) {
   return true;
 }
 
-template <>
-const Primitives<float>& primitives<float>() {
-  return *choice().load()->floats;
-}
+#define REGARD_INSTANTIATE(T, TABLES)                           \
+  template <>                                                   \
+  const Primitives<T>& primitives<T>() {                        \
+    return *choice().load()->TABLES.tiles;                      \
+  }                                                             \
+  template <>                                                   \
+  const FewPrimitives<T>& few_primitives<T>() {                 \
+    return *choice().load()->TABLES.few;                        \
+  }                                                             \
+  template <>                                                   \
+  const CorrelationPrimitives<T>& correlation_primitives<T>() { \
+    return *choice().load()->TABLES.correlation;                \
+  }
+REGARD_INSTANTIATE(float, floats)
+REGARD_INSTANTIATE(double, doubles)
+#undef REGARD_INSTANTIATE
 
-template <>
-const Primitives<double>& primitives<double>() {
-  return *choice().load()->doubles;
-}
+const MachineLoops& machine_loops() { return *choice().load()->machine_loops; }
 
 std::string isa() { return choice().load()->name; }
 

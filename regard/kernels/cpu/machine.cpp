@@ -12,28 +12,6 @@
 #include "regard/kernels/attention.h"
 
 namespace regard::kernels {
-
-namespace baseline {
-extern const MachineLoops machine_loops;
-}
-#if defined(__x86_64__)
-namespace avx2 {
-extern const MachineLoops machine_loops;
-}
-namespace avx512 {
-extern const MachineLoops machine_loops;
-}
-#endif
-
-const MachineLoops& machine_loops() {
-#if defined(__x86_64__)
-  const std::string set = isa();
-  if (set == "avx512" || set == "amx") return avx512::machine_loops;
-  if (set == "avx2") return avx2::machine_loops;
-#endif
-  return baseline::machine_loops;
-}
-
 namespace {
 
 constexpr int kRuns = 9;
