@@ -165,17 +165,7 @@ class BackwardTask {
   /// S^T of every dot, dP^T = V dO^T.
   void multiply() {
     for (size_t d = 0; d < dots_.size(); ++d) tiles_.multiply(d, dots_[d].packed(at_), nullptr);
-    const SideArray<T>& v = plan_.v;
-    Product<T> p;
-    p.c = dp_;
-    p.a = v.at(batch_, head_, tiles_.first_key);
-    p.a_row = v.array.row;
-    p.a_depth = v.array.column;
-    p.b = value_.packed(at_);
-    p.rows = tiles_.steps;
-    p.depth = v.width;
-    p.lanes = tiles_.lanes;
-    primitives<T>().product(p);
+    tiles_.multiply(plan_.v, value_.packed(at_), dp_);
   }
 
   void add_block(std::vector<KeyRows<T>>& keys, KeyRows<T>& values) {
@@ -313,17 +303,9 @@ class BackwardTask {
 
   /// dQ^T (width x queries) += K^T dS^T.
   void add_queries(size_t dot, const int32_t* mask) {
-    const SideArray<T>& k = plan_.dots[dot].k;
-    Product<T> p;
-    p.rows = k.width;
-    p.depth = tiles_.steps;
-    p.lanes = tiles_.lanes;
-    p.a = k.at(batch_, head_, tiles_.first_key);
-    p.a_row = k.array.column;
-    p.a_depth = k.array.row;
-    p.b = slopes_[dot];
-    p.c = dots_[dot].sum(at_, p.mode);
-    mask == nullptr ? primitives<T>().product(p) : primitives<T>().masked_product(p, {mask, 0, kLanes, 1});
+    typename Product<T>::Mode mode;
+    T* const sum = dots_[dot].sum(at_, mode);
+    tiles_.accumulate(plan_.dots[dot].k, slopes_[dot], mask, sum, mode);
   }
 
   void write_queries(size_t dot, const GradientSide<T>& to, int64_t part) {

@@ -143,7 +143,6 @@ class ForwardTask {
     std::fill_n(state_->block_maximum, kLanes, kNothing);
     const bool masked = tiles_.masked();
     const SideArray<T>& v = plan_.v;
-    const T* values = v.at(tiles_.batch, tiles_.head, tiles_.first_key);
     // A hidden pair's weight is 0, but 0 times NaN is not.
     const bool clean = !masked || finite_.at(tiles_.block, v.at(tiles_.batch, tiles_.head, tiles_.block_begin),
                                              block_keys(), v.width, v.array.row, v.array.column);
@@ -167,11 +166,11 @@ class ForwardTask {
     absorb.state = state_;
     absorb.kept = kept_;
     primitives<T>().absorb[static_cast<int>(normalizer_.kind)](absorb);
-    if (slopes_ != nullptr) add_slopes(values);
+    if (slopes_ != nullptr) add_slopes();
     if (purpose_ == Purpose::statistics) return;
-    const PairMask mask{clean ? nullptr : keep_, 0, kLanes, 1};
-    if (value_sums_ != nullptr) accumulate_values(values, mask);
-    accumulate(output_, values, tile_, mask);
+    const int32_t* const mask = clean ? nullptr : keep_;
+    if (value_sums_ != nullptr) accumulate_values(mask);
+    accumulate(output_, tile_, mask);
   }
 
   /// Whether only the kept pairs of plain scores are wanted, which masks say.
@@ -180,24 +179,14 @@ class ForwardTask {
   }
 
   /// z_score: O^T moves from the old mean to the new one, then V^T [keep] weight is added to the sums of the values.
-  void accumulate_values(const T* values, const PairMask& mask) {
+  void accumulate_values(const int32_t* mask) {
     primitives<T>().add_scaled(output_, value_sums_, state_->factor, call_.Dv, tiles_.lanes);
-    accumulate(value_sums_, values, kept_, mask);
+    accumulate(value_sums_, kept_, mask);
   }
 
   /// dP^T = V dO^T, and its sums over the pairs, plain and times s - mean (which moves as in accumulate_values).
-  void add_slopes(const T* values) {
-    const SideArray<T>& v = plan_.v;
-    Product<T> p;
-    p.c = slopes_;
-    p.a = values;
-    p.a_row = v.array.row;
-    p.a_depth = v.array.column;
-    p.b = output_;
-    p.rows = tiles_.steps;
-    p.depth = v.width;
-    p.lanes = tiles_.lanes;
-    primitives<T>().product(p);
+  void add_slopes() {
+    tiles_.multiply(plan_.v, output_, slopes_);
     primitives<T>().add_scaled(centered_sums_, slope_sums_, state_->factor, 1, tiles_.lanes);
     primitives<T>().add_kept(centered_sums_, tile_, slopes_, tiles_.steps, tiles_.lanes);
     primitives<T>().add_kept(slope_sums_, kept_, slopes_, tiles_.steps, tiles_.lanes);
@@ -238,20 +227,9 @@ class ForwardTask {
   }
 
   /// O^T = factor O^T + V^T P^T; without a maximum the factor is 1.
-  void accumulate(T* output, const T* values, const T* weights, const PairMask& mask) {
-    const SideArray<T>& v = plan_.v;
-    Product<T> p;
-    p.c = output;
-    p.a = values;
-    p.a_row = v.array.column;
-    p.a_depth = v.array.row;
-    p.b = weights;
-    p.rows = v.width;
-    p.depth = tiles_.steps;
-    p.lanes = tiles_.lanes;
-    p.mode = plan_.exponential ? Product<T>::rescale : Product<T>::add;
-    p.factor = state_->factor;
-    mask.mask == nullptr ? primitives<T>().product(p) : primitives<T>().masked_product(p, mask);
+  void accumulate(T* output, const T* weights, const int32_t* mask) {
+    tiles_.accumulate(plan_.v, weights, mask, output, plan_.exponential ? Product<T>::rescale : Product<T>::add,
+                      state_->factor);
   }
 
   void write_rows(T* packed, T* array, int64_t row, int64_t column, const T* factor) const {

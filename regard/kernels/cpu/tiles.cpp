@@ -65,19 +65,35 @@ bool Tiles<T>::enter(int64_t key_block) {
 }
 
 template <class T>
-void Tiles<T>::multiply(size_t dot, const T* packed, T* maximum) {
-  const SideArray<T>& side = plan_.dots[dot].k;
+void Tiles<T>::multiply(const SideArray<T>& keys, const T* packed, T* to, T* maximum) {
   Product<T> p;
-  p.c = scores_[dot];
-  p.a = side.at(batch, head, first_key);
-  p.a_row = side.array.row;
-  p.a_depth = side.array.column;
+  p.c = to;
+  p.a = keys.at(batch, head, first_key);
+  p.a_row = keys.array.row;
+  p.a_depth = keys.array.column;
   p.b = packed;
   p.rows = steps;
-  p.depth = side.width;
+  p.depth = keys.width;
   p.lanes = lanes;
   p.maximum = maximum;
   primitives<T>().product(p);
+}
+
+template <class T>
+void Tiles<T>::accumulate(const SideArray<T>& keys, const T* tile, const int32_t* mask, T* to,
+                          typename Product<T>::Mode mode, const T* factor) {
+  Product<T> p;
+  p.c = to;
+  p.a = keys.at(batch, head, first_key);
+  p.a_row = keys.array.column;
+  p.a_depth = keys.array.row;
+  p.b = tile;
+  p.rows = keys.width;
+  p.depth = steps;
+  p.lanes = lanes;
+  p.mode = mode;
+  p.factor = factor;
+  mask == nullptr ? primitives<T>().product(p) : primitives<T>().masked_product(p, {mask, 0, kLanes, 1});
 }
 
 template <class T>

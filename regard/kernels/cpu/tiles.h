@@ -29,7 +29,14 @@ class Tiles {
   bool enter(int64_t block);
 
   /// S^T = K Q^T of one dot, from its packed queries; raises `maximum` of the lanes unless null.
-  void multiply(size_t dot, const T* packed, T* maximum);
+  void multiply(size_t dot, const T* packed, T* maximum) { multiply(plan_.dots[dot].k, packed, scores_[dot], maximum); }
+  /// to (keys x queries) = the block's rows of a key side times packed columns (width x queries).
+  void multiply(const SideArray<T>& keys, const T* packed, T* to, T* maximum = nullptr);
+
+  /// to (width x queries) by `mode` and `factor` of Product: the block's rows of a key side, turned, times a tile (keys
+  /// x queries). Pairs outside a mask (null: none is) add nothing, even where the rows hold NaN.
+  void accumulate(const SideArray<T>& keys, const T* tile, const int32_t* mask, T* to, typename Product<T>::Mode mode,
+                  const T* factor = nullptr);
 
   /// Whether the products are the scores of all pairs.
   bool plain() const { return plan_.plain && !masked(); }
