@@ -1,12 +1,11 @@
 #include "regard/ops/block_map.h"
 
+#include "regard/kernels/cpu/block_list.h"
 #include "regard/ops/blocked.h"
 #include "regard/ops/paths.h"
 
 namespace regard::ops {
 namespace {
-
-constexpr int64_t kLeastBlock = 16;  // the lanes of one vector, and as many steps: less leaves a tile without work
 
 c10::SymInt blocks_in(const c10::SymInt& length, int64_t size) { return (length + (size - 1)) / size; }
 
@@ -49,6 +48,7 @@ Expr read(const char* name, const BlockIndex& index, const c10::SymInt& heads) {
 bool maps_blocks(const Call& call, const BlockIndex& index, std::string_view path) {
   const Path named = path_from_name("attention_blocks", path);
   if (named != Path::automatic && named != Path::fused) return false;
+  constexpr int64_t kLeastBlock = kernels::BlockList::kLeastBlock;
   return index.query_block >= kLeastBlock && index.key_block >= kLeastBlock && fused_refusal(call).empty();
 }
 
@@ -81,8 +81,8 @@ at::Tensor selected_queries(const BlockIndex& index, const c10::SymInt& heads, c
   const auto options = index.queries.options().dtype(at::kBool);
   const at::Tensor chosen = at::zeros_symint({index.queries.sym_size(0), index.queries.sym_size(1), rows + 1}, options)
                                 .scatter(2, places(index.queries, rows), true);
-  const at::Tensor block = at::div(at::arange(at::Scalar(queries), index.queries.options()),
-                                   at::Scalar(index.query_block), "floor");
+  const at::Tensor block =
+      at::div(at::arange(at::Scalar(queries), index.queries.options()), at::Scalar(index.query_block), "floor");
   return repeat_heads(chosen.index_select(2, block).unsqueeze(3), heads).squeeze(3);
 }
 

@@ -142,6 +142,7 @@ template <class T, class S>
 std::optional<StripeGradient> backward(const Call& source, const at::Tensor& o, const at::Tensor& lse,
                                        const at::Tensor& grad_o, const at::Tensor& grad_lse, const Wanted& wanted) {
   Bound<T, S> bound(source);
+  if (!kernels::reads_in_place(bound.call)) return std::nullopt;  // before any gradient is made
   const auto compute = source.compute();
   const auto options = bound.q.options().dtype(compute);
   const at::Tensor output = o.to(kTypeOf<S>), statistic = lse.to(compute).contiguous(),

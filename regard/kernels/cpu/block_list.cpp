@@ -5,9 +5,6 @@
 namespace regard::kernels {
 namespace {
 
-// Shorter blocks would leave most lanes of a tile, or most steps of a product, without work.
-constexpr int64_t kLeastBlock = 16;
-
 /// x // divisor of an index x, or the index itself.
 struct Quotient {
   Op of = Op::constant;

@@ -16,6 +16,9 @@ namespace regard::kernels {
 /// has all its pairs, and in the others `rest` alone is asked.
 class BlockList {
  public:
+  /// Of queries and of keys: shorter blocks would leave most lanes of a tile, or most steps of a product, without work.
+  static constexpr int64_t kLeastBlock = 16;
+
   /// What the expressions say block by block, taken out of them: `pairs` is left with the rest. None where they do not
   /// have this form, or where blocks are too small to be tiles.
   static std::optional<BlockList> take(PairExpressions& pairs, const PairSpace& space,
