@@ -2,74 +2,16 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <functional>
 #include <limits>
 
 #include "regard/kernels/cpu/amx.h"
+#include "tests/kernels/stored.h"
 
 namespace regard::kernels::testing {
 namespace {
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-
-uint16_t bits_of(double value) {
-  const auto single = static_cast<float>(value);
-  uint32_t bits;
-  std::memcpy(&bits, &single, sizeof bits);
-  if (std::isnan(single)) return 0x7fc0;
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-double value_of(uint16_t bits) {
-  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float value;
-  std::memcpy(&value, &wide, sizeof value);
-  return value;
-}
-
-/// (B, H, L, D) in bf16 in some layout; what is no element is NaN.
-struct Stored {
-  std::vector<bfloat16> memory;
-  Array4<bfloat16> array;
-  std::vector<int64_t> sizes;
-
-  Stored(const std::vector<int64_t>& s, Layout layout) : sizes(s) {
-    const int64_t H = s[1], L = s[2], D = s[3], row = layout == Layout::gaps ? 2 * D + 3 : D;
-    array = {nullptr, H * L * row, L * row, row, layout == Layout::gaps ? -2 : 1};
-    if (layout == Layout::heads_inside) array = {nullptr, L * H * D, D, H * D, 1};
-    memory.assign(static_cast<size_t>(s[0] * H * L * row + 1), {0x7fc0});
-    array.data = memory.data() + (layout == Layout::gaps && D > 0 ? 2 * (D - 1) : 0);
-  }
-  Stored(const Tensor& tensor, Layout layout) : Stored(tensor.sizes, layout) {
-    each([&](bfloat16& x, size_t at) { x.bits = bits_of(tensor.data[at]); });
-  }
-
-  void each(const std::function<void(bfloat16&, size_t)>& body) {
-    size_t at = 0;
-    for (int64_t b = 0; b < sizes[0]; ++b) {
-      for (int64_t h = 0; h < sizes[1]; ++h) {
-        for (int64_t l = 0; l < sizes[2]; ++l) {
-          for (int64_t d = 0; d < sizes[3]; ++d) {
-            body(array.data[b * array.batch + h * array.head + l * array.row + d * array.column], at++);
-          }
-        }
-      }
-    }
-  }
-  Array4<const bfloat16> read_only() const { return {array.data, array.batch, array.head, array.row, array.column}; }
-  Tensor load() {
-    Tensor tensor = filled(sizes);
-    each([&](bfloat16& x, size_t at) { tensor.data[at] = value_of(x.bits); });
-    return tensor;
-  }
-};
-
-Tensor load(const std::vector<float>& values, const std::vector<int64_t>& sizes) {
-  Tensor tensor{sizes, {}};
-  tensor.data.assign(values.begin(), values.end());
-  return tensor;
-}
 
 /// The last dimension of a (B, H, L, D) tensor.
 const double* row_of(const Tensor& t, int64_t b, int64_t h, int64_t l) {
@@ -125,19 +67,12 @@ Solution zeros(const Problem& x) {
 
 }  // namespace
 
-double to_bf16(double value) { return value_of(bits_of(value)); }
+double to_bf16(double value) { return element<float>(stored<bfloat16>(value)); }
 
 std::string describe(const Shape4& s) {
   std::string text;
   for (const int64_t size : {s.B, s.H, s.Hk, s.M, s.N, s.Dh, s.Dv}) text += std::to_string(size) + " ";
   return text;
-}
-
-Tensor first_batch(const Tensor& tensor) {
-  Tensor first = tensor;
-  first.sizes[0] = 1;
-  first.data.resize(tensor.data.size() / static_cast<size_t>(tensor.sizes[0]));
-  return first;
 }
 
 Problem amx_problem(const Shape4& s, bool causal, int64_t query_offset, uint32_t seed) {
@@ -162,8 +97,8 @@ Problem amx_problem(const Shape4& s, bool causal, int64_t query_offset, uint32_t
 
 Solution run_amx(const Problem& problem, Layout layout, std::array<bool, 3> wanted) {
   const AttentionSpec spec = problem.spec.resolved();
-  Stored q(problem.q, layout), k(problem.k, layout), v(problem.v, layout), grad_o(problem.grad_o, layout);
-  Stored o({problem.B, problem.H, problem.M, problem.Dv}, layout);
+  Stored<bfloat16> q(problem.q, layout), k(problem.k, layout), v(problem.v, layout), grad_o(problem.grad_o, layout);
+  Stored<bfloat16> o({problem.B, problem.H, problem.M, problem.Dv}, layout);
   std::vector<float> lse(static_cast<size_t>(problem.B * problem.H * problem.M), kNan);
   Attention<float, bfloat16> call;
   call.B = problem.B, call.H = problem.H, call.Hk = problem.Hk, call.M = problem.M, call.N = problem.N;

@@ -10,7 +10,6 @@ namespace regard::kernels::testing {
 
 double to_bf16(double value);  ///< rounded to nearest, ties to even
 std::string describe(const Shape4& shape);
-Tensor first_batch(const Tensor& tensor);
 
 /// Plain or causal attention on numbers that bf16 holds exactly.
 Problem amx_problem(const Shape4& shape, bool causal, int64_t query_offset, uint32_t seed);

@@ -4,8 +4,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstring>
-#include <deque>
 #include <limits>
 #include <mutex>
 #include <thread>
@@ -19,7 +17,7 @@
 #include "regard/kernels/cpu/isa.h"
 #include "regard/kernels/cpu/routes.h"
 #include "tests/kernels/cases.h"
-#include "tests/kernels/run.h"
+#include "tests/kernels/stored.h"
 
 namespace regard::kernels::testing {
 namespace {
@@ -29,44 +27,7 @@ constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 // bits are rounded to 8 or 11 bits.
 constexpr double kDouble = 1e-11, kFloat = 2e-5, kBfloat16 = 5e-3, kFloat16 = 7e-4;
 
-/// How the arrays lie: contiguous; heads inside rows, with gaps; columns reversed and apart.
-enum class Strides { contiguous, gaps, reversed };
-
-template <class S>
-struct Memory {
-  std::vector<S> memory;
-  Array4<S> array;
-
-  Memory(const std::vector<int64_t>& s, Strides strides) {
-    const int64_t B = s[0], H = s[1], L = s[2], D = s[3];
-    const int64_t column = strides == Strides::reversed ? -2 : 1,
-                  width = strides == Strides::contiguous ? D : 2 * D + 3;
-    array = {nullptr, L * H * width, width, H * width, column};
-    if (strides == Strides::contiguous) array.head = L * D, array.row = D;
-    memory.assign(static_cast<size_t>(B * H * L * width + 1), stored<S>(kNan));
-    array.data = memory.data() + (strides == Strides::reversed && D > 0 ? 2 * (D - 1) : 0);
-  }
-
-  Memory(const Tensor& t, Strides strides) : Memory(t.sizes, strides) {
-    each(t.sizes, [&](S& to, size_t n) { to = stored<S>(t.data[n]); });
-  }
-
-  template <class F>
-  void each(const std::vector<int64_t>& s, const F& body) {
-    size_t n = 0;
-    for (int64_t b = 0; b < s[0]; ++b) {
-      for (int64_t h = 0; h < s[1]; ++h) {
-        for (int64_t l = 0; l < s[2]; ++l) {
-          for (int64_t d = 0; d < s[3]; ++d) {
-            body(array.data[b * array.batch + h * array.head + l * array.row + d * array.column], n++);
-          }
-        }
-      }
-    }
-  }
-
-  Array4<const S> read_only() const { return {array.data, array.batch, array.head, array.row, array.column}; }
-};
+constexpr Layout kLayouts[] = {Layout::contiguous, Layout::rows_apart, Layout::gaps};
 
 /// Numbers as S holds them, so that the reference sees the very same.
 template <class S>
@@ -79,65 +40,30 @@ Problem rounded(Problem p) {
   return p;
 }
 
-template <class T>
-struct Captures {
-  std::deque<std::vector<T>> reals;
-  std::deque<std::vector<int64_t>> integers;
-  std::deque<std::vector<uint8_t>> booleans;
-
-  Capture add(const std::string& name, const Captured& captured) {
-    Capture c;
-    c.name = name;
-    c.sizes = captured.values.sizes;
-    c.strides.assign(c.sizes.size(), 1);
-    for (size_t k = c.sizes.size(); k-- > 1;) c.strides[k - 1] = c.strides[k] * c.sizes[k];
-    const auto& data = captured.values.data;
-    if (captured.type == Type::real) {
-      c.data = reals.emplace_back(data.begin(), data.end()).data();
-      c.element = sizeof(T) == 4 ? Element::float32 : Element::float64;
-    } else if (captured.type == Type::integer) {
-      c.data = integers.emplace_back(data.begin(), data.end()).data();
-      c.element = Element::int64;
-    } else {
-      c.data = booleans.emplace_back(data.begin(), data.end()).data();
-      c.element = Element::boolean;
-    }
-    return c;
-  }
-};
-
-template <class T>
-Tensor load(const std::vector<T>& values, std::vector<int64_t> sizes) {
-  Tensor tensor{std::move(sizes), {}};
-  tensor.data.assign(values.begin(), values.end());
-  return tensor;
-}
-
 enum class Passes { forward, both };
 
 /// The problem solved by the kernel. Gradients of captures are none of its.
 template <class T, class S>
-Solution run_few(const Problem& x, Strides strides = Strides::contiguous, Passes passes = Passes::both) {
+Solution run_few(const Problem& x, Layout layout = Layout::contiguous, Passes passes = Passes::both) {
   const AttentionSpec spec = x.spec.resolved();
-  Memory<S> q(x.q, strides), k(x.k, strides), v(x.v, strides), grad_o(x.grad_o, strides), o(x.grad_o.sizes, strides);
+  Stored<S> q(x.q, layout), k(x.k, layout), v(x.v, layout), grad_o(x.grad_o, layout), o(x.grad_o.sizes, layout);
   std::vector<T> lse(static_cast<size_t>(x.B * x.H * x.M), static_cast<T>(kNan));
   std::vector<T> sinks(x.sinks.data.begin(), x.sinks.data.end());
   const std::vector<T> grad_lse(x.grad_lse.data.begin(), x.grad_lse.data.end());
-  Captures<T> captures;
+  const StoredCaptures<T> captures(x, spec, false);
   Attention<T, S> call;
   call.B = x.B, call.H = x.H, call.Hk = x.Hk, call.M = x.M, call.N = x.N, call.Dh = x.Dh, call.Dv = x.Dv;
   call.query_offset = x.query_offset;
   call.scale = x.scale;
   call.spec = &spec;
   call.q = q.read_only(), call.k = k.read_only(), call.v = v.read_only();
-  for (const std::string& name : spec.captures()) call.captures.push_back(captures.add(name, x.captures.at(name)));
+  call.captures = captures.captures;
   if (spec.normalizer.sinks) call.sinks = sinks.data(), call.sink_count = x.sinks.sizes[1];
   call.o = o.array;
   call.lse = lse.data();
   few_queries_forward(call);
   Solution s;
-  s.o = filled(x.grad_o.sizes);
-  o.each(x.grad_o.sizes, [&](S& value, size_t n) { s.o.data[n] = element<T>(value); });
+  s.o = o.load();
   s.lse = load(lse, {x.B, x.H, x.M});
   if (passes == Passes::forward) return s;
 
@@ -191,14 +117,14 @@ TEST(FewQueries, PlainForwardOverShapes) {
         if (N * Dv > 80000) continue;
         const Problem p = few_problem("plain", {1 + seed % 2, 2 * group, 2, M, N, D, Dv}, seed);
         const std::string what = set + ": " + describe(p);
-        const auto strides = static_cast<Strides>(seed % 3);
+        const auto layout = kLayouts[seed % 3];
         const Solution expected = naive_forward(p);
-        expect_forward(run_few<double, double>(p, strides), expected, kDouble, what);
-        expect_forward(run_few<float, float>(p, strides), expected, kFloat, what);
+        expect_forward(run_few<double, double>(p, layout), expected, kDouble, what);
+        expect_forward(run_few<float, float>(p, layout), expected, kFloat, what);
         if (N > 200) continue;
         const Problem b = rounded<bfloat16>(p), h = rounded<float16>(p);
-        expect_forward(run_few<float, bfloat16>(b, strides), naive_forward(b), kBfloat16, what + " bfloat16");
-        expect_forward(run_few<float, float16>(h, strides), naive_forward(h), kFloat16, what + " float16");
+        expect_forward(run_few<float, bfloat16>(b, layout), naive_forward(b), kBfloat16, what + " bfloat16");
+        expect_forward(run_few<float, float16>(h, layout), naive_forward(h), kFloat16, what + " float16");
       }
     }
   });
@@ -224,15 +150,15 @@ TEST(FewQueries, PlainGradientsOverShapes) {
         const int64_t group = int64_t{1} << seed % 3, M = 1 + seed % 4, Dv = widths[(seed * 5) % 6];
         const Problem p = few_problem("plain", {1 + seed % 2, 2 * group, 2, M, N, D, Dv}, seed);
         const std::string what = set + ": " + describe(p);
-        const auto strides = static_cast<Strides>(seed % 3);
+        const auto layout = kLayouts[seed % 3];
         const Solution expected = naive(p);
-        expect_all(run_few<double, double>(p, strides), expected, kDouble, what);
-        expect_all(run_few<float, float>(p, strides), expected, kFloat, what);
+        expect_all(run_few<double, double>(p, layout), expected, kDouble, what);
+        expect_all(run_few<float, float>(p, layout), expected, kFloat, what);
         if (N > 200) continue;
         // o, rounded to S, enters delta
         const Problem b = rounded<bfloat16>(p), h = rounded<float16>(p);
-        expect_all(run_few<float, bfloat16>(b, strides), naive(b), 2 * kBfloat16, what + " bfloat16");
-        expect_all(run_few<float, float16>(h, strides), naive(h), 2 * kFloat16, what + " float16");
+        expect_all(run_few<float, bfloat16>(b, layout), naive(b), 2 * kBfloat16, what + " bfloat16");
+        expect_all(run_few<float, float16>(h, layout), naive(h), 2 * kFloat16, what + " float16");
       }
     }
   });
@@ -254,7 +180,7 @@ TEST(FewQueries, EveryMechanism) {
           const Solution expected = naive(p);
           const std::string what = set + ", " + m.name + ": " + describe(p);
           expect_all(run_few<double, double>(p), expected, kDouble, what);
-          expect_all(run_few<float, float>(p, Strides::gaps), expected, kFloat, what);
+          expect_all(run_few<float, float>(p, Layout::rows_apart), expected, kFloat, what);
         }
       }
     }
@@ -322,14 +248,14 @@ TEST(FewQueries, BitsDoNotDependOnBatchMates) {
 TEST(FewQueries, BitsDoNotDependOnOtherQueries) {
   each_isa([](const std::string& set) {
     const Problem eight = few_problem("plain", {1, 8, 1, 1, 500, 40, 24}, 9);
-    const Solution together = run_few<float, float>(eight, Strides::contiguous, Passes::forward);
+    const Solution together = run_few<float, float>(eight, Layout::contiguous, Passes::forward);
     for (const int64_t heads : {2, 4}) {
       Problem some = eight;
       some.H = heads;
       some.q = filled({1, heads, 1, 40});
       std::copy_n(eight.q.data.begin(), heads * 40, some.q.data.begin());
       some.grad_o = filled({1, heads, 1, 24});
-      const Solution apart = run_few<float, float>(some, Strides::contiguous, Passes::forward);
+      const Solution apart = run_few<float, float>(some, Layout::contiguous, Passes::forward);
       for (size_t n = 0; n < apart.o.data.size(); ++n) EXPECT_EQ(apart.o.data[n], together.o.data[n]) << set;
     }
   });
@@ -357,7 +283,7 @@ TEST(FewQueries, HiddenNanReachesNothing) {
       poison(poisoned.grad_o, 2, 3);
       const Solution expected = run_few<float, float>(clean);
       EXPECT_TRUE(identical(run_few<float, float>(poisoned), expected)) << set << weighted;
-      EXPECT_TRUE(identical(run_few<float, float>(poisoned, Strides::reversed), expected)) << set << weighted;
+      EXPECT_TRUE(identical(run_few<float, float>(poisoned, Layout::gaps), expected)) << set << weighted;
       for (int64_t d = 0; d < 5; ++d) EXPECT_EQ(expected.o.at({0, 1, 2, d}), 0);
       for (int64_t d = 0; d < 6; ++d) EXPECT_EQ(expected.q.at({0, 1, 2, d}), 0);
       EXPECT_EQ(expected.lse.at({0, 1, 2}), -INFINITY);
@@ -369,11 +295,11 @@ TEST(FewQueries, VisibleNanIsNotHidden) {
   each_isa([](const std::string& set) {
     Problem p = few_problem("plain", {1, 2, 1, 2, 200, 6, 5}, 11);
     p.v.at({0, 0, 70, 3}) = kNan;
-    Solution s = run_few<float, float>(p, Strides::contiguous, Passes::forward);
+    Solution s = run_few<float, float>(p, Layout::contiguous, Passes::forward);
     EXPECT_TRUE(std::isnan(s.o.at({0, 1, 1, 3}))) << set;
     EXPECT_TRUE(std::isfinite(s.o.at({0, 1, 1, 2}))) << set;
     p.k.at({0, 0, 9, 1}) = kNan;
-    s = run_few<float, float>(p, Strides::contiguous, Passes::forward);
+    s = run_few<float, float>(p, Layout::contiguous, Passes::forward);
     EXPECT_TRUE(std::isnan(s.o.at({0, 1, 1, 2}))) << set;
     EXPECT_TRUE(std::isnan(s.lse.at({0, 1, 1}))) << set;
   });
@@ -443,7 +369,7 @@ TEST(FewQueries, ConversionsOfSixteenBits) {
     Problem p = few_problem("plain", {1, 1, 1, 1, 1, 1, 16}, 13);
     const double values[] = {0, 1, -1, 0x1p-24, -0x1p-24, 0x1p-14, 65504, -65504, 0.333251953125, 2, 3, 4, 5, 6, 7, 8};
     std::copy_n(values, 16, p.v.data.begin());
-    EXPECT_EQ((run_few<float, float16>(p, Strides::contiguous, Passes::forward).o.data), p.v.data) << set;
+    EXPECT_EQ((run_few<float, float16>(p, Layout::contiguous, Passes::forward).o.data), p.v.data) << set;
   });
 }
 
@@ -467,8 +393,8 @@ TEST(FewQueries, BroadcastKeys) {
     for (size_t n = size; n < t->data.size(); ++n) t->data[n] = t->data[n % size];
   }
   const AttentionSpec spec = p.spec.resolved();
-  Memory<float> q(same.q, Strides::contiguous), k(same.k, Strides::contiguous), v(same.v, Strides::contiguous);
-  Memory<float> o(same.grad_o.sizes, Strides::contiguous);
+  Stored<float> q(same.q, Layout::contiguous), k(same.k, Layout::contiguous), v(same.v, Layout::contiguous);
+  Stored<float> o(same.grad_o.sizes, Layout::contiguous);
   std::vector<float> lse(8);
   Attention<float> call;
   call.B = 2, call.H = 2, call.Hk = 2, call.M = 2, call.N = 100, call.Dh = 16, call.Dv = 16;
@@ -479,7 +405,7 @@ TEST(FewQueries, BroadcastKeys) {
   call.o = o.array;
   call.lse = lse.data();
   few_queries_forward(call);
-  const Solution expected = run_few<float, float>(same, Strides::contiguous, Passes::forward);
+  const Solution expected = run_few<float, float>(same, Layout::contiguous, Passes::forward);
   for (size_t n = 0; n < expected.o.data.size(); ++n) EXPECT_EQ(o.memory[n], expected.o.data[n]);
 }
 

@@ -68,20 +68,10 @@ TEST(Robust, BitsDoNotDependOnThreads) {
   }
 }
 
-Tensor first_batch(const Tensor& t) {
-  Tensor first = filled([&] {
-    auto sizes = t.sizes;
-    sizes[0] = 1;
-    return sizes;
-  }());
-  std::copy_n(t.data.begin(), first.data.size(), first.data.begin());
-  return first;
-}
-
 TEST(Robust, BitsDoNotDependOnBatchMates) {
-  for (const char* name : {"plain", "gates", "key bias", "query bias", "documents", "lengths", "sinks", "signed softmax, causal",
-                           "sum with floor, weights", "sigmoid, causal", "relu by kept, causal", "identity, weights",
-                           "z-score, causal", "z-score, weights"}) {
+  for (const char* name : {"plain", "gates", "key bias", "query bias", "documents", "lengths", "sinks",
+                           "signed softmax, causal", "sum with floor, weights", "sigmoid, causal",
+                           "relu by kept, causal", "identity, weights", "z-score, causal", "z-score, weights"}) {
     const Problem all = problem_of(mechanism(name), {3, 2, 1, 70, 150, 8, 9}, 22);
     Problem one = all;
     one.B = 1;
@@ -121,8 +111,8 @@ Problem padded(const std::string& normalizer, bool weighted, bool counted) {
 }
 
 void expect_hidden_nan_harmless(const std::string& set) {
-  const char* const normalizers[] = {"plain",        "signed softmax", "sum", "sum with floor", "sigmoid", "relu",
-                                     "relu by kept", "identity",       "z-score"};
+  const char* const normalizers[] = {"plain", "signed softmax", "sum",      "sum with floor", "sigmoid",
+                                     "relu",  "relu by kept",   "identity", "z-score"};
   for (int variant = 0; variant < 36; ++variant) {
     const std::string name = normalizers[variant / 4];
     const Problem clean = padded(name, variant & 1, variant & 2);

@@ -7,98 +7,12 @@
 #include <deque>
 #include <limits>
 
+#include "tests/kernels/stored.h"
+
 namespace regard::kernels::testing {
 namespace {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-
-/// A (B, H, L, D) array of T in some layout, with its memory.
-template <class T>
-struct Stored {
-  std::vector<T> memory;
-  Array4<T> array;
-
-  Stored(const std::vector<int64_t>& sizes, Layout layout) {
-    const int64_t B = sizes[0], H = sizes[1], L = sizes[2], D = sizes[3];
-    if (layout == Layout::contiguous) {
-      array = {nullptr, H * L * D, L * D, D, 1};
-      memory.assign(static_cast<size_t>(B * H * L * D), static_cast<T>(kNan));
-    } else if (layout == Layout::heads_inside) {
-      array = {nullptr, L * H * D, D, H * D, 1};
-      memory.assign(static_cast<size_t>(B * H * L * D), static_cast<T>(kNan));
-    } else {
-      const int64_t row = 2 * D + 3;
-      array = {nullptr, H * L * row, L * row, row, -2};
-      memory.assign(static_cast<size_t>(B * H * L * row + 1), static_cast<T>(kNan));
-    }
-    array.data = memory.data() + (layout == Layout::gaps && D > 0 ? 2 * (D - 1) : 0);
-  }
-
-  T& at(int64_t b, int64_t h, int64_t l, int64_t d) {
-    return array.data[b * array.batch + h * array.head + l * array.row + d * array.column];
-  }
-
-  Array4<const T> read_only() const { return {array.data, array.batch, array.head, array.row, array.column}; }
-};
-
-template <class T, class F>
-void each(const Tensor& tensor, const F& body) {
-  const auto& s = tensor.sizes;
-  size_t at = 0;
-  for (int64_t b = 0; b < s[0]; ++b) {
-    for (int64_t h = 0; h < s[1]; ++h) {
-      for (int64_t l = 0; l < s[2]; ++l) {
-        for (int64_t d = 0; d < s[3]; ++d) body(b, h, l, d, at++);
-      }
-    }
-  }
-}
-
-template <class T>
-Stored<T> store(const Tensor& tensor, Layout layout) {
-  Stored<T> stored(tensor.sizes, layout);
-  each<T>(tensor, [&](int64_t b, int64_t h, int64_t l, int64_t d, size_t at) {
-    stored.at(b, h, l, d) = static_cast<T>(tensor.data[at]);
-  });
-  return stored;
-}
-
-template <class T>
-Tensor load(const std::vector<T>& values, std::vector<int64_t> sizes) {
-  Tensor tensor{std::move(sizes), {}};
-  tensor.data.assign(values.begin(), values.end());
-  return tensor;
-}
-
-/// Captured tensors as the call sees them: reals in T, integers as int64, booleans as bytes.
-template <class T>
-struct StoredCaptures {
-  std::deque<std::vector<T>> reals, gradients;
-  std::deque<std::vector<int64_t>> integers;
-  std::deque<std::vector<uint8_t>> booleans;
-  std::vector<Capture> captures;
-
-  void add(const std::string& name, const Captured& captured) {
-    Capture capture;
-    capture.name = name;
-    capture.sizes = captured.values.sizes;
-    capture.strides.assign(capture.sizes.size(), 1);
-    for (size_t k = capture.sizes.size(); k-- > 1;) capture.strides[k - 1] = capture.strides[k] * capture.sizes[k];
-    const auto& data = captured.values.data;
-    if (captured.type == Type::real) {
-      capture.data = reals.emplace_back(data.begin(), data.end()).data();
-      capture.element = sizeof(T) == 4 ? Element::float32 : Element::float64;
-      capture.gradient = gradients.emplace_back(data.size(), T(0)).data();
-    } else if (captured.type == Type::integer) {
-      capture.data = integers.emplace_back(data.begin(), data.end()).data();
-      capture.element = Element::int64;
-    } else {
-      capture.data = booleans.emplace_back(data.begin(), data.end()).data();
-      capture.element = Element::boolean;
-    }
-    captures.push_back(capture);
-  }
-};
 
 template <class T>
 struct StoredOperand {
@@ -111,13 +25,11 @@ struct StoredOperand {
 template <class T>
 Solution run_kernel(const Problem& x, Layout layout, bool backward) {
   const AttentionSpec spec = x.spec.resolved();
-  Stored<T> q = store<T>(x.q, layout), k = store<T>(x.k, layout), v = store<T>(x.v, layout);
-  Stored<T> o(x.grad_o.sizes, layout), grad_o = store<T>(x.grad_o, layout);
+  Stored<T> q(x.q, layout), k(x.k, layout), v(x.v, layout), grad_o(x.grad_o, layout), o(x.grad_o.sizes, layout);
   std::vector<T> lse(static_cast<size_t>(x.B * x.H * x.M), static_cast<T>(kNan)),
       sinks(x.sinks.data.begin(), x.sinks.data.end());
   std::vector<T> grad_lse(x.grad_lse.data.begin(), x.grad_lse.data.end());
-  StoredCaptures<T> stored;
-  for (const std::string& name : spec.captures()) stored.add(name, x.captures.at(name));
+  StoredCaptures<T> captures(x, spec, true);
   std::deque<StoredOperand<T>> operands;
 
   Attention<T> call;
@@ -126,10 +38,12 @@ Solution run_kernel(const Problem& x, Layout layout, bool backward) {
   call.scale = x.scale;
   call.spec = &spec;
   call.q = q.read_only(), call.k = k.read_only(), call.v = v.read_only();
-  call.captures = stored.captures;
+  call.captures = captures.captures;
   for (const std::string& name : spec.operands()) {
     const NamedOperand& named = x.operands.at(name);
-    operands.push_back({store<T>(named.q, layout), store<T>(named.k, layout), std::vector<T>(named.q.data.size()),
+    operands.push_back({{named.q, layout},
+                        {named.k, layout},
+                        std::vector<T>(named.q.data.size()),
                         std::vector<T>(named.k.data.size())});
     call.operands.push_back({name, operands.back().q.read_only(), operands.back().k.read_only(), named.q.sizes[1],
                              named.q.sizes[3], operands.back().dq.data(), operands.back().dk.data()});
@@ -140,8 +54,7 @@ Solution run_kernel(const Problem& x, Layout layout, bool backward) {
   attention_forward(call);
 
   Solution s;
-  s.o = filled(x.grad_o.sizes);
-  each<T>(s.o, [&](int64_t b, int64_t h, int64_t l, int64_t d, size_t at) { s.o.data[at] = o.at(b, h, l, d); });
+  s.o = o.load();
   s.lse = load(lse, {x.B, x.H, x.M});
   if (!backward) return s;
 
@@ -156,7 +69,7 @@ Solution run_kernel(const Problem& x, Layout layout, bool backward) {
   g.sinks = spec.normalizer.sinks ? ds.data() : nullptr;
   attention_backward(call, g);
   s.q = load(dq, x.q.sizes), s.k = load(dk, x.k.sizes), s.v = load(dv, x.v.sizes), s.sinks = load(ds, x.sinks.sizes);
-  for (const Capture& capture : stored.captures) {
+  for (const Capture& capture : captures.captures) {
     if (capture.gradient == nullptr) continue;
     const auto* data = static_cast<const T*>(capture.gradient);
     const size_t count = x.captures.at(capture.name).values.data.size();
@@ -214,6 +127,13 @@ void expect_alike(const Solution& found, const Solution& expected, double tolera
     EXPECT_EQ(a[t].first, b[t].first) << what;
     EXPECT_LE(error_of(*a[t].second, *b[t].second, least), tolerance) << a[t].first << " of " << what;
   }
+}
+
+Tensor first_batch(const Tensor& tensor) {
+  Tensor first = tensor;
+  first.sizes[0] = 1;
+  first.data.resize(tensor.data.size() / static_cast<size_t>(tensor.sizes[0]));
+  return first;
 }
 
 bool identical(const Solution& a, const Solution& b) {

@@ -7,8 +7,9 @@
 
 namespace regard::kernels::testing {
 
-/// How tensors lie in memory: rows in order, (B, L, H, D), or with gaps that hold NaN, features reversed.
-enum class Layout { contiguous, heads_inside, gaps };
+/// How tensors lie in memory: rows in order; (B, L, H, D); rows in order with gaps that hold NaN, features reversed;
+/// (B, L, H, D) with such gaps behind the features.
+enum class Layout { contiguous, heads_inside, gaps, rows_apart };
 
 /// The problem solved by the kernel in T: forward and backward, outputs poisoned with NaN beforehand.
 template <class T>
@@ -25,6 +26,8 @@ double least_of(const Problem& problem);
 /// Expects every tensor of the two solutions alike; `what` names the case.
 void expect_alike(const Solution& found, const Solution& expected, double tolerance, const std::string& what,
                   double least = 1e-3);
+
+Tensor first_batch(const Tensor& tensor);
 
 /// Whether all bits are equal.
 bool identical(const Solution& a, const Solution& b);
